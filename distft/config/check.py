@@ -1,0 +1,293 @@
+"""Checks between sections: combinations that no single key can refuse. Imports no torch.
+
+Each check is a function of the sections it names as its parameters, and yields sentences. It runs when all of them
+are valid, so that a fault in one section hides no fault between two others.
+"""
+
+import importlib.util
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distft.config.keys import nearest, show
+from distft.config.schema import (
+    Adafactor,
+    AdamW,
+    AdamW8bit,
+    Auto,
+    Data,
+    Evaluation,
+    Fsdp,
+    Full,
+    Lora,
+    Model,
+    NoTracking,
+    Sgd,
+    Single,
+    Source,
+    Tensorboard,
+    Wandb,
+    Zero2,
+    Zero3,
+)
+from distft.errors import ConfigError
+from distft.location import choose, locate
+
+Adapter = Lora | Full
+Engine = Auto | Single | Fsdp | Zero2 | Zero3
+Optim = AdamW | AdamW8bit | Sgd | Adafactor
+Tracking = NoTracking | Wandb | Tensorboard
+Check = Callable[..., Iterator[str]]
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def check(valid: Mapping[str, Any], *, world_size: int | None = None, here: bool = True) -> list[str]:
+    """Every problem between the valid sections of a config, given by name.
+
+    `world_size`: None skips what depends on it. `here`: False skips what this machine must have.
+    """
+    values = {**valid} if world_size is None else {**valid, "world_size": world_size}
+    checks = [*ANYWHERE, *HERE] if here else ANYWHERE
+    problems: list[str] = []
+    for one in checks:
+        needed = list(inspect.signature(one).parameters)
+        if all(name in values for name in needed):
+            problems += one(**{name: values[name] for name in needed})
+    return problems
+
+
+def _length(steps: int | None, epochs: float | None) -> Iterator[str]:
+    if steps is None and epochs is None:
+        yield "steps: must be set, or epochs, got neither; give steps=100 or epochs=1"
+    if steps is not None and epochs is not None:
+        yield f"steps: must be null beside epochs, got steps={steps} and epochs={epochs:g}; set one of them to null"
+
+
+def _batch(data: Data, world_size: int) -> Iterator[str]:
+    rows, micro = data.global_batch, data.micro_batch
+    at_once = micro * world_size
+    if rows % at_once == 0:
+        return
+    around = sorted({max(at_once, rows // at_once * at_once), (rows // at_once + 1) * at_once})
+    fixes = [" or ".join(f"data.global_batch={value}" for value in around)]
+    if rows % world_size == 0:
+        fixes.append(f"data.micro_batch={_nearest_divisor(rows // world_size, micro)}")
+    if rows % micro == 0:
+        fixes.append(_ranks(_nearest_divisor(rows // micro, world_size)))
+    yield (
+        f"data.global_batch: must be micro_batch x accumulation x world_size, got {rows} with data.micro_batch={micro} "
+        f"and {_ranks(world_size)}; use {', or '.join(fixes)}"
+    )
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    return min((d for d in range(1, number + 1) if number % d == 0), key=lambda d: (abs(d - wanted), d))
+
+
+def _ranks(count: int) -> str:
+    return "1 rank" if count == 1 else f"{count} ranks"
+
+
+def _ranks_of_engine(engine: Engine, world_size: int) -> Iterator[str]:
+    if isinstance(engine, Single) and world_size > 1:
+        yield f"engine: must be one for {world_size} ranks, got single; use engine=auto, or start one process"
+    if isinstance(engine, Fsdp) and engine.shard_size and world_size % engine.shard_size:
+        fits = _nearest_divisor(world_size, engine.shard_size)
+        yield (
+            f"engine.shard_size: must divide the {_ranks(world_size)}, got {engine.shard_size}; "
+            f"use engine.shard_size={fits}, or null to shard over all"
+        )
+
+
+def _quantization(model: Model, adapter: Adapter) -> Iterator[str]:
+    if model.quantization != "none" and isinstance(adapter, Full):
+        yield (
+            f"model.quantization: must be none where every weight trains, got {model.quantization} with adapter=full; "
+            "use adapter=lora, or model.quantization=none"
+        )
+    if isinstance(adapter, Lora) and adapter.init == "loftq" and model.quantization == "none":
+        yield (
+            "adapter.init: loftq fits the error of quantisation and must have one, got model.quantization=none; "
+            "use model.quantization=nf4, or adapter.init=default"
+        )
+
+
+def _targets(adapter: Adapter) -> Iterator[str]:
+    if isinstance(adapter, Lora) and not adapter.targets:
+        yield "adapter.targets: must name at least one module, got none; use adapter.targets=all-linear"
+
+
+def _optimizer(optim: Optim, engine: Engine) -> Iterator[str]:
+    # ZeRO flattens matrices; PyTorch's Adafactor cannot take its row and column means over a DTensor (seen on 2.13).
+    # The blocks of 8-bit moments do not end where shards do.
+    if isinstance(optim, Adafactor | AdamW8bit) and isinstance(engine, Fsdp | Zero2 | Zero3):
+        yield (
+            f"optim: {optim.name} needs each weight whole, which engine={engine.name} splits; "
+            "use engine=single, or optim=adamw"
+        )
+
+
+def _optimizer_on_ranks(optim: Optim, engine: Engine, world_size: int) -> Iterator[str]:
+    if isinstance(optim, Adafactor | AdamW8bit) and isinstance(engine, Auto) and world_size > 1:
+        yield (
+            f"optim: {optim.name} needs each weight whole, which engine=auto splits over {world_size} ranks; "
+            "start one process, or use optim=adamw"
+        )
+
+
+def _warmup(optim: Optim, steps: int | None) -> Iterator[str]:
+    if optim.warmup >= 1 and optim.warmup != int(optim.warmup):
+        yield f"optim.warmup: must be whole steps, or a share below 1, got {optim.warmup}; use {int(optim.warmup)}"
+    elif steps is not None and optim.warmup >= 1 and optim.warmup > steps:
+        yield (
+            f"optim.warmup: must not be longer than the run, got {optim.warmup:g} with steps={steps}; "
+            "use fewer, or a share of the steps such as optim.warmup=0.03"
+        )
+
+
+def _held_out(data: Data) -> Iterator[str]:
+    if data.eval is not None and data.eval_fraction:
+        yield (
+            f"data.eval_fraction: must be 0 where data.eval is set, got {data.eval_fraction:g}; "
+            "set data.eval_fraction=0 or data.eval=null"
+        )
+
+
+def _evaluation(evaluation: Evaluation, data: Data) -> Iterator[str]:
+    missing = data.eval is None and not data.eval_fraction
+    fix = "set data.eval or data.eval_fraction=0.1"
+    if evaluation.patience is not None and evaluation.every is None:
+        got = f"{evaluation.patience} with evaluation.every=null"
+        yield f"evaluation.patience: must have evaluations to count, got {got}; set evaluation.every=10"
+    if evaluation.patience is not None and missing:
+        yield f"evaluation.patience: must have held-out rows, got none; {fix}, or evaluation.patience=null"
+    if evaluation.every is not None and missing:
+        yield f"evaluation.every: must have held-out rows, got none; {fix}, or evaluation.every=null"
+    if evaluation.samples and missing:
+        yield f"evaluation.samples: must have held-out rows for prompts, got none; {fix}, or evaluation.samples=0"
+
+
+def _sources(data: Data) -> Iterator[str]:
+    for key in ("train", "eval"):
+        given = getattr(data, key)
+        if given is None:
+            continue
+        paths = [_path(item) for item in ([given] if isinstance(given, str) else given)]
+        if not paths or not all(path.strip() for path in paths):
+            yield f"data.{key}: must name at least one source, got {show(given)}; give data.{key}=my.jsonl"
+        yield from (f"data.{key}: must hold no control characters, got {path!r}; rename it" for path in _odd(paths))
+
+
+def _path(item: str | Source) -> str:
+    return item if isinstance(item, str) else item.path
+
+
+def _odd(texts: Iterable[str]) -> list[str]:
+    return [text for text in texts if _CONTROL.search(text)]
+
+
+def _model(model: Model) -> Iterator[str]:
+    given = [model.source] if isinstance(model.source, str) else model.source
+    if not given or not all(source.strip() for source in given):
+        yield f"model.source: must name a model, got {show(model.source)}; give a hub id, a folder or a .gguf file"
+    yield from (f"model.source: must hold no control characters, got {source!r}; rename it" for source in _odd(given))
+    if model.trust_remote_code and not _COMMIT.fullmatch(model.revision or ""):
+        yield (
+            f"model.trust_remote_code: must have model.revision pinned to a commit (40 hex digits), "
+            f"got {show(model.revision)}; "
+            "give model.revision=COMMIT, or model.trust_remote_code=false"
+        )
+    if model.random_init is not None and "model_type" not in model.random_init:
+        yield "model.random_init: must name a model_type, got none; give model.random_init.model_type=llama"
+
+
+def _run_root(run_root: str) -> Iterator[str]:
+    if not run_root.strip() or _CONTROL.search(run_root):
+        yield f"run_root: must be a folder's path without control characters, got {run_root!r}; use run_root=runs"
+
+
+def _model_is_there(model: Model) -> Iterator[str]:
+    if model.source:
+        yield from _problems_of(choose, model.source, "model.source")
+
+
+def _data_is_there(data: Data) -> Iterator[str]:
+    for key in ("train", "eval"):
+        given = getattr(data, key) or []
+        for item in [given] if isinstance(given, str) else given:
+            if _path(item).strip():
+                yield from _problems_of(locate, _path(item), f"data.{key}")
+    if data.chat_template is not None and not Path(data.chat_template).expanduser().is_file():
+        yield f"data.chat_template: must be a Jinja file that exists, got {data.chat_template}; give its path, or null"
+
+
+def _problems_of(find: Callable[[Any, str], Any], source: Any, key: str) -> list[str]:
+    try:
+        find(source, key)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def _resume_is_there(resume: str) -> Iterator[str]:
+    path = Path(resume).expanduser()
+    if resume in ("auto", "never") or (path / "manifest.json").is_file():
+        return
+    near = nearest(resume, ["auto", "never", *(str(path.parent / each.name) for each in _folders(path.parent))])
+    hint = f"did you mean resume={near}?" if near else "use resume=auto for the newest one"
+    yield f"resume: must be auto, never or the folder of a checkpoint, got {resume}; {hint}"
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [path for path in sorted(parent.iterdir()) if path.is_dir()] if parent.is_dir() else []
+
+
+def _packages(engine: Engine, model: Model, tracking: Tracking) -> Iterator[str]:
+    needs = {
+        f"engine={engine.name}": "deepspeed" if isinstance(engine, Zero2 | Zero3) else None,
+        f"model.quantization={model.quantization}": "bitsandbytes" if model.quantization == "nf4" else None,
+        f"tracking={tracking.name}": {"wandb": "wandb", "tensorboard": "tensorboard"}.get(tracking.name),
+    }
+    for setting, package in needs.items():
+        if package and importlib.util.find_spec(package) is None:
+            key, _, value = setting.partition("=")
+            yield f"{key}: {value} must have the package {package}, which is not installed; pip install {package}"
+
+
+def _gpu(engine: Engine) -> Iterator[str]:
+    if gpu_is_likely():
+        return
+    for key in ("offload", "offload_optimizer", "offload_params"):
+        if getattr(engine, key, False):
+            yield f"engine.{key}: must have a GPU to offload from, got a machine without one; use engine.{key}=false"
+
+
+def gpu_is_likely() -> bool:
+    """Whether this process may see a GPU, told by device files and without torch; wrong in favour of a GPU."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in ("", "-1"):
+        return False
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd"))
+
+
+ANYWHERE: tuple[Check, ...] = (
+    _length,
+    _batch,
+    _ranks_of_engine,
+    _quantization,
+    _targets,
+    _optimizer,
+    _optimizer_on_ranks,
+    _warmup,
+    _held_out,
+    _evaluation,
+    _sources,
+    _model,
+    _run_root,
+)
+HERE: tuple[Check, ...] = (_model_is_there, _data_is_there, _resume_is_there, _packages, _gpu)

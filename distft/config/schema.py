@@ -1,0 +1,275 @@
+"""The typed config: what every key means, and what its value may be. Imports neither torch nor Hydra."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]{0,127}$")]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, and refusing keys that it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+
+
+class Model(Section):
+    source: str | list[str]
+    """Hub id, local folder, `.gguf` file, or `package://PKG/FILE`; of a list, the first that is there."""
+    random_init: dict[str, Any] | None = None
+    """Keys of a Hugging Face config (with `model_type`): random weights of that shape; `source` gives the tokenizer."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """How the frozen base is stored. Parameters that train are float32 under every engine."""
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Matmul precision; `auto`: `dtype`, but float32 on CPUs without bfloat16 units, where that is 5x faster."""
+    quantization: Literal["none", "nf4"] = "none"
+    """`nf4`: the base's linear layers in 4 bits with double quantisation (QLoRA, arXiv:2305.14314)."""
+    gradient_checkpointing: Literal["none", "full", "selective"] = "none"
+    """Recompute in the backward pass: nothing; each block; only what lies between a block's attention and matmuls."""
+    attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
+    """`auto`: `flash_attention_2` on a GPU where it is installed, else `varlen` (SDPA by document)."""
+    trust_remote_code: bool = False
+    """Run the model's own Python code; only with `revision` set to a 40-hex commit."""
+
+
+class Lora(Section):
+    method: Literal["lora"]
+    r: PositiveInt = 16
+    alpha: PositiveFloat = 32
+    dropout: Fraction = 0.0
+    targets: str | list[str] = "all-linear"
+    """`all-linear`, or suffixes of module names."""
+    init: Literal["default", "gaussian", "pissa", "loftq", "olora"] = "default"
+    """How A and B start: B = 0 (`default`, `gaussian`), or from the base weight (the others change the base too)."""
+    rslora: bool = False
+    """Scale by alpha/sqrt(r) in place of alpha/r (arXiv:2312.03732)."""
+    dora: bool = False
+    """Train the weight's magnitude apart from its direction (arXiv:2402.09353)."""
+    modules_to_save: list[str] = []
+    """Modules that train in full beside the adapter, and are saved with it."""
+
+
+class Full(Section):
+    method: Literal["full"]
+
+
+class Auto(Section):
+    name: Literal["auto"]
+
+
+class Single(Section):
+    name: Literal["single"]
+
+
+class Fsdp(Section):
+    name: Literal["fsdp"]
+    shard_size: PositiveInt | None = None
+    """Ranks that share one copy of the weights (HSDP: world_size / shard_size replicas); null: all ranks."""
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the gradient reduction."""
+    reshard_after_forward: bool = True
+    """Free the gathered weights after the forward pass and gather them again in the backward pass."""
+    offload: bool = False
+    """Keep the shards in host memory between uses (GPU only)."""
+
+
+class Zero2(Section):
+    name: Literal["zero2"]
+    offload_optimizer: bool = False
+    """Keep optimizer states in host memory (GPU only)."""
+    bucket_mb: PositiveFloat = 100
+    """Size of a gradient bucket in MB."""
+
+
+class Zero3(Section):
+    name: Literal["zero3"]
+    offload_optimizer: bool = False
+    """Keep optimizer states in host memory (GPU only)."""
+    offload_params: bool = False
+    """Keep the shards in host memory between uses (GPU only)."""
+    bucket_mb: PositiveFloat = 100
+    """Size of a gradient bucket in MB."""
+    prefetch_mb: NonNegativeFloat = 100
+    """Weights gathered ahead of their use, in MB."""
+
+
+class Source(Section):
+    path: str
+    """Local file or folder, hub id, or `package://PKG/PATH`."""
+    weight: PositiveFloat = 1.0
+    """Passes over this source in one epoch: 2 twice, 0.5 a fixed half."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    subset: str | None = None
+    """Configuration of a hub dataset."""
+    format: Literal["chat", "prompt_completion", "text"] | None = None
+    """null: inferred from the columns."""
+
+
+class Data(Section):
+    train: str | list[str | Source]
+    eval: str | list[str | Source] | None = None
+    """Held-out rows; null with `eval_fraction` 0: no evaluation."""
+    eval_fraction: Fraction = 0.0
+    """Share of `train` held out by a hash of each row's prompt: the same rows whatever the seed. Not beside `eval`."""
+    format: Literal["chat", "prompt_completion", "text"] | None = None
+    """null: inferred from the columns."""
+    chat_template: str | None = None
+    """A Jinja file in place of the tokenizer's own template."""
+    loss_on: Literal["assistant", "all"] = "assistant"
+    """Tokens that are trained on: replies and completions, or every token."""
+    max_length: PositiveInt = 2048
+    """Tokens a row."""
+    too_long: Literal["truncate", "drop"] = "truncate"
+    packing: bool = True
+    """Whole documents, isolated from each other, fill rows of `max_length`; false: one document a row, padded."""
+    deduplicate: bool = False
+    """Drop rows equal to an earlier one."""
+    global_batch: PositiveInt = 8
+    """Rows per optimizer step over all ranks."""
+    micro_batch: PositiveInt = 1
+    """Rows per rank per forward pass. Accumulation is derived."""
+    num_workers: PositiveInt | None = None
+    """Processes that tokenise; null: one a core."""
+    cache_dir: str = "~/.cache/distft"
+    """Where tokenised data is kept."""
+
+
+class _Optim(Section):
+    lr: PositiveFloat
+    warmup: NonNegativeFloat = 0.03
+    """Steps if >= 1, else the share of all steps."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """After the warm-up: fall to `min_lr_ratio * lr`, or stay."""
+    min_lr_ratio: Fraction = 0.0
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Clip the gradient's norm over all parameters and ranks; null: never."""
+    skip_nonfinite: NonNegativeInt = 0
+    """Steps with a NaN or infinite gradient that a run may skip before it stops."""
+
+
+class AdamW(_Optim):
+    name: Literal["adamw"]
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+
+
+class AdamW8bit(_Optim):
+    name: Literal["adamw_8bit"]
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+
+
+class Sgd(_Optim):
+    name: Literal["sgd"]
+    momentum: Fraction = 0.9
+
+
+class Adafactor(_Optim):
+    name: Literal["adafactor"]
+
+
+AnyOptim = AdamW | AdamW8bit | Sgd | Adafactor
+
+
+class Checkpoint(Section):
+    every: PositiveInt = 100
+    """Steps between checkpoints; one more is written at the end and on a stop."""
+    keep: Annotated[int, Field(ge=2)] = 2
+    """Newest checkpoints to keep; the best one is kept besides."""
+
+
+class Evaluation(Section):
+    every: PositiveInt | None = None
+    """Steps between evaluations; null: only before the first step and after the last."""
+    patience: PositiveInt | None = None
+    """Stop after this many evaluations without a better metric; `adapter/` is then the best, not the last."""
+    metric: Literal["loss"] = "loss"
+    """What "best" means: the lowest held-out loss."""
+    samples: NonNegativeInt = 0
+    """Held-out prompts answered before and after training."""
+    max_new_tokens: PositiveInt = 48
+    """Length of a sample answer."""
+
+
+class NoTracking(Section):
+    name: Literal["none"]
+
+
+class Wandb(Section):
+    name: Literal["wandb"]
+    project: str = "distft"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = []
+
+
+class Tensorboard(Section):
+    name: Literal["tensorboard"]
+
+
+SlurmWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:@+|&-]{0,127}$")]
+
+
+class Local(Section):
+    name: Literal["local"]
+    tasks: PositiveInt = 1
+    """Processes on this machine."""
+
+    @property
+    def world_size(self) -> int:
+        return self.tasks
+
+
+class Slurm(Section):
+    name: Literal["slurm"]
+    partition: SlurmWord | None = None
+    account: SlurmWord | None = None
+    qos: SlurmWord | None = None
+    constraint: SlurmWord | None = None
+    """Features that nodes must have."""
+    nodes: PositiveInt = 1
+    gpus_per_node: NonNegativeInt = 0
+    tasks_per_node: PositiveInt | None = None
+    """Ranks on a node; null: one a GPU, or one where there is none."""
+    cpus_per_task: PositiveInt = 1
+    mem_gb: PositiveFloat | None = None
+    """Host memory of a node; null: the partition's default."""
+    time_min: PositiveInt
+    """The job's wall time limit."""
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.tasks_per_node or self.gpus_per_node or 1
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+
+class Config(Section):
+    """A whole run. `distft.config.compose.load` makes one from the command line."""
+
+    name: Name
+    """The run folder is `<run_root>/<name>`."""
+    run_root: str = "runs"
+    seed: NonNegativeInt = 0
+    steps: PositiveInt | None = None
+    """Optimizer steps; or `epochs`: exactly one is set."""
+    epochs: PositiveFloat | None = None
+    """Passes over the data."""
+    resume: str = "auto"
+    """`auto`: the newest valid checkpoint, else fresh; `never`: refuse a used run folder; or a checkpoint's path."""
+    model: Model
+    adapter: Annotated[Lora | Full, Field(discriminator="method")]
+    engine: Annotated[Auto | Single | Fsdp | Zero2 | Zero3, Field(discriminator="name")]
+    data: Data
+    optim: Annotated[AnyOptim, Field(discriminator="name")]
+    checkpoint: Checkpoint
+    evaluation: Evaluation
+    tracking: Annotated[NoTracking | Wandb | Tensorboard, Field(discriminator="name")]
+    cluster: Annotated[Local | Slurm, Field(discriminator="name")]

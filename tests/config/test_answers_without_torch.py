@@ -1,0 +1,66 @@
+"""Help, the composed config and every config error are answered before torch is imported, in a moment."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+SCRIPT = """
+import sys
+from distft.config.compose import load, load_run
+from distft.config.schema import Section
+from distft.errors import ConfigError
+class Empty(Section): pass
+code = 0
+try:
+    if any(word.startswith("run=") for word in sys.argv):
+        load_run(sys.argv[1:], Empty, program="distft.evaluate")
+    else:
+        load(sys.argv[1:], program="distft.train", world_size=1)
+except ConfigError as error:
+    print(error, file=sys.stderr)
+    code = error.exit_code
+except SystemExit as error:
+    code = error.code
+heavy = {"torch", "transformers", "datasets", "peft", "deepspeed", "wandb", "bitsandbytes"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else code)
+"""
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run([sys.executable, "-c", SCRIPT, *words], cwd=folder, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "stream", "shown"),
+    [
+        (["--help"], 0, "stdout", ["+exp=llama_qlora", "data.global_batch", "zero3", "--config-dir", "[fsdp]"]),
+        (["+exp=llama_lora"], 0, "stdout", []),
+        (
+            ["+exp=llama_lora", "data.max_lenght=3", "optim.lr=x"],
+            2,
+            "stderr",
+            ["did you mean data.max_length?", "optim.lr:"],
+        ),
+        (["run=runs/none"], 2, "stderr", ["run: must be a folder"]),
+    ],
+)
+def test_no_path_through_the_config_imports_torch(
+    words: list[str], code: int, stream: str, shown: list[str], tmp_path: Path
+):
+    done = run(tmp_path, *words)
+    assert done.returncode == code, done.stderr
+    assert all(text in getattr(done, stream) for text in shown)
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [], "nothing may be written"
+
+
+def test_cfg_job_prints_the_composed_config(tmp_path: Path):
+    done = run(tmp_path, "+exp=llama_lora", "engine=zero2", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert shown["engine"]["name"] == "zero2" and shown["name"] == "llama_lora" and "hydra" not in shown
