@@ -1,0 +1,296 @@
+"""The frozen base, streamed: a skeleton on the meta device, then one block at a time read, quantised and handed over.
+
+No rank ever holds more than its share of the base plus one block.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from distft.config import schema
+from distft.errors import ConfigError
+from distft.location import choose, locate
+from distft.model import adapter, attention, gguf
+from distft.model.quantize import StoredLinear, encoding_for
+from distft.model.recompute import checkpoint_activations
+from distft.model.weights import Weights, random_readers, safetensors_readers
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its base in place, and what was learnt on the way."""
+
+    model: PreTrainedModel | PeftModel
+    compute_dtype: torch.dtype
+    trainable: str
+    """What trains, in a sentence: count, share, dtype, names."""
+    identity: dict[str, Any]
+    """Which base this is: source, revision and a digest of the files' names, sizes and headers."""
+
+
+def compute_dtype(config: schema.Model, device: torch.device) -> torch.dtype:
+    """The matmul precision: as asked, or `dtype` where the device is good at it."""
+    if config.compute_dtype != "auto":
+        return DTYPES[config.compute_dtype]
+    slow = device.type == "cpu" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.float32 if slow else DTYPES[config.dtype]
+
+
+def read_hf_config(config: schema.Model) -> Any:
+    """The Hugging Face config of `model.source` (or of `model.random_init`). Raises ConfigError if there is none."""
+    if config.random_init is not None:
+        settings = dict(config.random_init)
+        return AutoConfig.for_model(settings.pop("model_type"), **settings)
+    source = choose(config.source)
+    path = locate(source)
+    remote = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        if path is not None and path.is_file():
+            return AutoConfig.from_pretrained(gguf.header_folder(path))
+        return AutoConfig.from_pretrained(str(path or source), **remote)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"model.source: must be a model's folder, a .gguf file, or a hub id, got {source!r} ({first}); "
+            "check the path, or log in to the hub if the model is gated"
+        ) from error
+
+
+def check(config: schema.Model, max_length: int) -> None:
+    """What can be known of the model before anything is written: it is there, and rows fit its context.
+
+    Raises ConfigError with every problem.
+    """
+    problems = []
+    context = getattr(read_hf_config(config), "max_position_embeddings", None)
+    if context is not None and max_length > context:
+        problems.append(
+            f"data.max_length: must be at most the model's context of {context}, got {max_length}; "
+            f"set data.max_length={context} or take a model with a longer context"
+        )
+    if config.random_init is None:
+        source = choose(config.source)
+        path = locate(source)
+        if path is not None and path.is_dir():
+            try:
+                _safetensors_in(path, source)
+            except ConfigError as error:
+                problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+
+
+def load(
+    config: schema.Model,
+    adapter_config: schema.Lora | schema.Full,
+    *,
+    seed: int,
+    device: torch.device,
+    shard: Callable[[nn.Module], None],
+) -> Loaded:
+    """Builds the model block by block, `shard(block)` taking each over as soon as its weights are real.
+
+    All ranks must call it, since `shard` may be a collective. What lies outside the blocks (embeddings, last norm,
+    head) is real but whole on return: the engine shards it together with the root.
+
+    Raises ConfigError for a source without weights, or with weights missing, named.
+    """
+    attention.register()
+    stored, compute = DTYPES[config.dtype], compute_dtype(config, device)
+    with init_empty_weights(include_buffers=False):
+        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
+            read_hf_config(config),
+            dtype=torch.float32,
+            attn_implementation=_attention(config.attention, device),
+            trust_remote_code=config.trust_remote_code,
+        )
+    skeleton.config.use_cache = False
+    skeleton.tie_weights()
+    if config.quantization != "none":
+        _require_linear_blocks(skeleton)
+    weights, files = _open_weights(config, skeleton, seed)
+    base = _Base(skeleton, weights, device)
+    model = adapter.attach(skeleton, adapter_config)
+    trainable = adapter.describe_trainable(model)
+    checkpoint_activations(skeleton, config.gradient_checkpointing)
+
+    trains_all = isinstance(adapter_config, schema.Full)
+    changes_base = adapter.changes_base(adapter_config)
+    for path, unit in _units(skeleton):
+        base.fill(path, torch.float32 if trains_all or changes_base else stored)
+        if not path:
+            base.tie()
+        if changes_base:
+            adapter.initialise(model, unit, adapter_config, seed)
+        if not trains_all and path:
+            base.freeze(unit, config.quantization, stored, compute)
+        elif not trains_all:
+            base.round(unit, stored, compute)
+        if not changes_base:
+            adapter.initialise(model, unit, adapter_config, seed)
+        if path:
+            base.require_real(unit[0], path, config)
+            shard(unit[0])
+    base.require_real(model, "", config)
+    for module in model.modules():
+        for key, buffer in module.named_buffers(recurse=False):
+            setattr(module, key, buffer.to(device))
+    return Loaded(model, compute, trainable, _identity(config, skeleton, files))
+
+
+def _units(skeleton: PreTrainedModel) -> Iterator[tuple[str, list[nn.Module]]]:
+    """Name prefix and modules of each transformer block in order, then `""` and everything outside the blocks."""
+    kinds = set(skeleton._no_split_modules or ())
+    rest = {id(module): module for module in skeleton.modules()}
+    for name, block in [(n, m) for n, m in skeleton.named_modules() if type(m).__name__ in kinds]:
+        unit = list(block.modules())
+        yield f"{name}.", unit
+        for module in block.modules():
+            rest.pop(id(module), None)
+    yield "", [module for module in skeleton.modules() if id(module) in rest]
+
+
+def _require_linear_blocks(skeleton: PreTrainedModel) -> None:
+    """Quantisation reaches linear layers. Experts fused into one parameter would stay as they are, in silence."""
+    in_blocks = sum(p.numel() for path, unit in _units(skeleton) if path for p in unit[0].parameters())
+    linear = sum(m.weight.numel() for path, u in _units(skeleton) if path for m in u if isinstance(m, nn.Linear))
+    if linear < 0.9 * in_blocks:
+        raise ConfigError(
+            f"model.quantization: nf4 needs the blocks' weights in linear layers, {type(skeleton).__name__} has "
+            f"{linear / in_blocks:.0%} of them there (fused experts are not); use model.quantization=none"
+        )
+
+
+class _Base:
+    """The base's own modules, remembered from before the adapter wrapped them."""
+
+    def __init__(self, skeleton: PreTrainedModel, weights: Weights, device: torch.device):
+        self._weights, self._device = weights, device
+        self._slots: dict[str, tuple[nn.Module, str]] = {}
+        for name in skeleton.state_dict():
+            path, _, attribute = name.rpartition(".")
+            self._slots[name] = (skeleton.get_submodule(path), attribute)
+        self._tied: dict[str, str] = dict(skeleton.all_tied_weights_keys)
+        self._linears = {id(m) for m in skeleton.modules() if isinstance(m, nn.Linear)}
+
+    def fill(self, prefix: str, float_dtype: torch.dtype) -> None:
+        """Makes everything under `prefix` real, on this rank's device."""
+        for name, tensor in self._weights.read(prefix):
+            module, attribute = self._slots[name]
+            old = getattr(module, attribute)
+            if old.shape != tensor.shape:
+                raise ConfigError(
+                    f"model.source: {name} must have shape {list(old.shape)} as its config says, got "
+                    f"{list(tensor.shape)}; config and weights belong to different models"
+                )
+            tensor = tensor.to(self._device, float_dtype if tensor.is_floating_point() else None)
+            real = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+            setattr(module, attribute, real)
+
+    def tie(self) -> None:
+        """Makes tied weights one parameter again. `tie_weights` knows no head that trains beside its frozen copy."""
+        for name, source in self._tied.items():
+            (module, attribute), (owner, owned) = self._slots[name], self._slots[source]
+            setattr(module, attribute, getattr(owner, owned))
+
+    def freeze(self, unit: list[nn.Module], quantization: str, stored: torch.dtype, compute: torch.dtype) -> None:
+        """Brings the frozen weights of `unit` into the form they are kept in: rounded to `stored`, ready for `compute`.
+
+        The head stays whole (`quantization` and narrowing are for the blocks): the loss reads its weight itself.
+        """
+        in_unit = {id(module) for module in unit}
+        for parent in unit:
+            for name, child in list(parent.named_children()):
+                if id(child) in self._linears & in_unit:
+                    assert isinstance(child, nn.Linear)
+                    encoding = encoding_for(child, quantization, stored, compute)
+                    if encoding is not None:
+                        setattr(parent, name, StoredLinear(child, encoding))
+                        in_unit.discard(id(child))
+        self.round(unit, stored, compute)
+
+    def round(self, unit: list[nn.Module], stored: torch.dtype, compute: torch.dtype) -> None:
+        for module in unit:
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad and parameter.is_floating_point() and not parameter.is_meta:
+                    parameter.data = parameter.data.to(stored).to(compute)
+
+    def require_real(self, module: nn.Module, path: str, config: schema.Model) -> None:
+        missing = [f"{path}.{name}".lstrip(".") for name, p in module.named_parameters() if p.is_meta]
+        if missing:
+            raise ConfigError(
+                f"model.source: {config.source!r} must hold every weight of the model, "
+                f"{len(missing)} are missing: {', '.join(missing[:3])}; the download may be incomplete"
+            )
+
+
+def _open_weights(config: schema.Model, skeleton: PreTrainedModel, seed: int) -> tuple[Weights, list[Path]]:
+    if config.random_init is not None:
+        return Weights(skeleton, random_readers(skeleton, seed)), []
+    source = choose(config.source)
+    path = locate(source)
+    if path is not None and path.is_file():
+        return Weights(skeleton, gguf.tensor_readers(path, skeleton)), [path]
+    if path is None:
+        path = _download(source, config.revision)
+    files = _safetensors_in(path, source)
+    return Weights(skeleton, safetensors_readers(files)), files
+
+
+def _safetensors_in(path: Path, source: str) -> list[Path]:
+    files = sorted(path.glob("*.safetensors"))
+    index = path / "model.safetensors.index.json"
+    if index.exists():  # a folder may hold the same weights twice, as Mistral's do
+        files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+    elif (path / "model.safetensors").exists():
+        files = [path / "model.safetensors"]
+    absent = [file.name for file in files if not file.exists()]
+    if not files or absent:
+        found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+        raise ConfigError(
+            f"model.source: folder must hold the model's weights as *.safetensors, got {source!r} with "
+            f"{'missing ' + ', '.join(absent[:3]) if absent else found}; save it with save_pretrained()"
+        )
+    return files
+
+
+def _download(source: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
+    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ConfigError(
+            f"model.source: must be on the hub or on disk, got {source!r} ({str(error).splitlines()[0]}); "
+            "check the name and the network, or log in if the model is gated"
+        ) from error
+
+
+def _attention(wanted: str, device: torch.device) -> str:
+    if wanted != "auto":
+        return wanted
+    from transformers.utils import is_flash_attn_2_available
+
+    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else attention.NAME
+
+
+def _identity(config: schema.Model, skeleton: PreTrainedModel, files: list[Path]) -> dict[str, Any]:
+    digest = hashlib.sha256(skeleton.config.to_json_string(use_diff=False).encode())
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(f"{file.name} {file.stat().st_size}".encode() + opened.read(1 << 20))
+    revision = getattr(skeleton.config, "_commit_hash", None) or config.revision
+    source = choose(config.source) if config.random_init is None else "random_init"
+    return {"source": source, "revision": revision, "digest": digest.hexdigest()}
