@@ -1,0 +1,271 @@
+"""Tokenise once into a memory-mapped cache: the data as training reads it."""
+
+import errno
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from distft.config import schema
+from distft.data import corpus, source, table, template, tokenise
+from distft.data.corpus import Corpus, Counts
+from distft.data.source import Part, Resolved
+from distft.errors import ConfigError
+
+Poll = Callable[[], None]
+
+NUM_PROMPTS = 8
+OPTIONS = ("format", "loss_on", "max_length", "too_long", "deduplicate", "eval_fraction")
+LARGE_FILE = 1 << 26
+DOCUMENT = np.dtype([("start", np.int64), ("length", np.int64), ("targets", np.int64)])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    train: Corpus
+    eval: Corpus | None
+    prompts: list[list[dict]]
+    """A few held-out chats, always the same ones, up to the first reply; that last message is the reference."""
+    folder: Path
+    """Where the cache is."""
+
+    @property
+    def digest(self) -> str:
+        """Identity of both sides."""
+        return self.train.digest if self.eval is None else f"{self.train.digest} {self.eval.digest}"
+
+
+def prepare(data: schema.Data, tokenizer: PreTrainedTokenizerFast, *, poll: Poll = lambda: None) -> Prepared:
+    """The tokenised data of a run, from the cache if it is there.
+
+    Every rank calls this, outside any collective: the first makes the cache under a file lock, the others wait for it.
+    `poll` is called while waiting and may raise. Raises ConfigError with every problem of the data.
+    """
+    cache = _cache_folder(data)
+    train, problems = source.resolve(data.train, "data.train", lambda file: _content_digest(file, cache))
+    held_out, more = source.resolve(data.eval or [], "data.eval", lambda file: _content_digest(file, cache))
+    problems += more if data.eval is not None else []
+    folder = cache / cache_key(data, tokenizer, train, held_out)
+    if problems or not folder.exists():
+        try:
+            with _locked(folder.with_suffix(".lock"), poll):
+                if problems or not folder.exists():
+                    _make(folder, data, tokenizer, train, held_out, problems, poll)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+                raise _unwritable(data, error) from error
+            raise
+    side = corpus.load_side(folder, "train")
+    assert side is not None
+    prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
+    return Prepared(side, corpus.load_side(folder, "eval"), prompts, folder)
+
+
+def cache_key(
+    data: schema.Data, tokenizer: PreTrainedTokenizerFast, train: list[Resolved], held_out: list[Resolved]
+) -> str:
+    """sha256 of all that the tokenised data depends on."""
+    code = [source.__file__, table.__file__, template.__file__, tokenise.__file__, corpus.__file__, __file__]
+    ingredients = {
+        "code": [Path(file).read_text(encoding="utf-8") for file in code],
+        "tokenizer": [tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, tokenizer.chat_template],
+        "options": {name: getattr(data, name) for name in OPTIONS},
+        "train": [(each.digest, each.source.weight, each.source.format) for each in train],
+        "eval": [(each.digest, each.source.format) for each in held_out],
+    }
+    return hashlib.sha256(json.dumps(ingredients, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _cache_folder(data: schema.Data) -> Path:
+    folder = Path(data.cache_dir).expanduser()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # holds the training data: nobody else's business
+    except OSError as error:
+        raise _unwritable(data, error) from error
+    return folder
+
+
+def _unwritable(data: schema.Data, error: OSError) -> ConfigError:
+    message = f"data.cache_dir: folder must be writable and have room, got {data.cache_dir!r} ({error.strerror})"
+    return ConfigError(f"{message}; set data.cache_dir to another one")
+
+
+@contextmanager
+def _locked(path: Path, poll: Poll) -> Iterator[None]:
+    lock = filelock.FileLock(path)
+    while True:
+        try:
+            lock.acquire(timeout=0.5, poll_interval=0.1)
+            break
+        except filelock.Timeout:
+            poll()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _content_digest(file: Path, cache: Path) -> str:
+    """sha256 of a file's content; of a large one it is remembered until the file changes."""
+    stat = file.stat()
+    if stat.st_size < LARGE_FILE:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    identity = f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}"
+    memory = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.digest"
+    if memory.exists() and len(known := memory.read_text()) == 64:
+        return known
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    memory.write_text(digest)
+    return digest
+
+
+def _make(
+    folder: Path,
+    data: schema.Data,
+    tokenizer: PreTrainedTokenizerFast,
+    train: list[Resolved],
+    held_out: list[Resolved],
+    problems: list[str],
+    poll: Poll,
+) -> None:
+    """Write the cache aside, then rename it: complete, or not there. The caller holds its lock."""
+    building = folder.with_suffix(".tmp")
+    shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
+    building.mkdir()
+    try:
+        scratch = building / "scratch"
+        parts, faults = source.open_parts(train, data.format, scratch)
+        eval_parts, more = source.open_parts(held_out, data.format, scratch)
+        if problems or faults or more:
+            raise ConfigError(problems + faults + more)
+        written = _write_documents(building, parts + eval_parts, tokenizer, data, poll)
+        _write_sides(building, parts + eval_parts, len(parts), written, data)
+        shutil.rmtree(scratch, ignore_errors=True)
+        building.rename(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Written:
+    rows: np.ndarray
+    """tokenise.ROW of every row of every part."""
+    reasons: list[str]
+    digest: str
+
+
+def _write_documents(
+    folder: Path, parts: list[Part], tokenizer: PreTrainedTokenizerFast, data: schema.Data, poll: Poll
+) -> _Written:
+    """The tokens of all rows that are kept, one after the other."""
+    rows, reasons = [], {"": 0}
+    digests = hashlib.sha256(), hashlib.sha256()
+    malformed: list[list[str]] = [[] for _ in parts]
+    with (folder / "ids.bin").open("wb") as ids, (folder / "supervised.bin").open("wb") as supervised:
+        for chunk in tokenise.chunks(parts, tokenizer, data, poll):
+            number = chunk.rows["part"][0]
+            for row, problem in chunk.problems:
+                malformed[number].append(f"{parts[number].key}: {parts[number].table.place(row)}: {problem}")
+            for file, digest, array in zip((ids, supervised), digests, (chunk.ids, chunk.supervised), strict=True):
+                file.write(array.tobytes())
+                digest.update(array.tobytes())
+            numbers = [reasons.setdefault(reason, len(reasons)) for reason in chunk.reasons]
+            chunk.rows["reason"] = np.array(numbers)[chunk.rows["reason"]]
+            rows.append(chunk.rows)
+    if any(malformed):
+        raise ConfigError(
+            sentence
+            for part, found in zip(parts, malformed, strict=True)
+            for sentence in [*found[:5], *([f"{part.key}: {len(found) - 5} more such rows"] if len(found) > 5 else [])]
+        )
+    return _Written(np.concatenate(rows), list(reasons), " ".join(digest.hexdigest() for digest in digests))
+
+
+def _write_sides(folder: Path, parts: list[Part], num_train_parts: int, written: _Written, data: schema.Data) -> None:
+    """Which documents are trained on and which are held out, and what became of the others."""
+    rows = written.rows
+    held_out = rows["part"] >= num_train_parts
+    if data.eval_fraction:
+        held_out = held_out | (rows["prompt"] < data.eval_fraction * 2.0**64)
+    kept = rows["length"] > 0
+    documents = np.zeros(kept.sum(), DOCUMENT)
+    documents["length"], documents["targets"] = rows["length"][kept], rows["targets"][kept]
+    documents["start"] = np.cumsum(documents["length"]) - documents["length"]
+    np.save(folder / "documents.npy", documents)
+    position = np.cumsum(kept) - 1
+    weights = np.array([part.weight for part in parts])
+    sides = {"train": ~held_out, "eval": held_out} if data.eval or data.eval_fraction else {"train": ~held_out}
+    prompts: list[list[dict]] = []
+    for name, side in sides.items():
+        chosen = np.flatnonzero(side & kept)
+        unique = _first_of_each(rows["identity"][chosen]) if data.deduplicate else np.arange(len(chosen))
+        dropped = Counter(written.reasons[reason] for reason in rows["reason"][side & ~kept])
+        counts = Counts(
+            rows=int(side.sum()),
+            duplicates=len(chosen) - len(unique),
+            truncated=int(rows["truncated"][chosen[unique]].sum()),
+            dropped=dict(dropped.most_common()),
+        )
+        chosen = chosen[unique]
+        copies = _copies(rows[chosen], weights) if name == "train" else np.ones(len(chosen), np.int64)
+        index = np.repeat(position[chosen], copies)
+        if not len(index):
+            raise ConfigError(_nothing_left(name, counts, data))
+        digest = hashlib.sha256(written.digest.encode() + documents[index].tobytes()).hexdigest()
+        corpus.save_side(folder, name, index, counts, digest)
+        if name == "eval":
+            prompts = _sample_prompts(parts, rows[chosen])
+    (folder / "prompts.json").write_text(json.dumps(prompts, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _first_of_each(identities: np.ndarray) -> np.ndarray:
+    _, first = np.unique(identities, axis=0, return_index=True)
+    return np.sort(first)
+
+
+def _copies(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How often each row stands in an epoch: its source's weight, a fraction of it by the document's hash."""
+    weight = weights[rows["part"]]
+    share = rows["identity"][:, 1] / 2.0**64
+    return (np.floor(weight) + (share < weight % 1)).astype(np.int64)
+
+
+def _nothing_left(name: str, counts: Counts, data: schema.Data) -> str:
+    if name == "eval" and data.eval is None:
+        return (
+            f"data.eval_fraction: must hold out at least one row, got {data.eval_fraction} of {counts.rows} rows"
+            f" on that side; raise it, or set it to 0"
+        )
+    reasons = "; ".join(f"{number} rows: {reason}" for reason, number in counts.dropped.items()) or "none was kept"
+    return (
+        f"data.{name}: at least one row must be left with a supervised token, got 0 of {counts.rows} ({reasons});"
+        f" see data.loss_on ({data.loss_on}), data.format, data.max_length ({data.max_length}) and the chat template"
+    )
+
+
+def _sample_prompts(parts: list[Part], rows: np.ndarray) -> list[list[dict]]:
+    """The chats with the lowest prompt hashes, cut after their first reply."""
+    prompts: list[list[dict]] = []
+    seen = set()
+    for row in rows[np.argsort(rows["prompt"], kind="stable")]:
+        part = parts[row["part"]]
+        if len(prompts) == NUM_PROMPTS or part.format == "text":
+            continue
+        raw = next(part.table.read(int(row["row"]), int(row["row"]) + 1))
+        if row["prompt"] in seen or not template.is_chat(raw, part.format):
+            continue
+        seen.add(row["prompt"])
+        messages = raw["messages"] if part.format == "chat" else raw["prompt"] + raw["completion"]
+        reply = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
+        if reply and isinstance(messages[reply].get("content"), str):
+            prompts.append(messages[: reply + 1])
+    return prompts
