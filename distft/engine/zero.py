@@ -1,0 +1,159 @@
+"""DeepSpeed ZeRO: stage 2 shards gradients and optimizer states, stage 3 the parameters too."""
+
+import logging
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distft import optim
+from distft.config import schema
+from distft.data.loader import Batch
+from distft.engine.base import ReadTensor, Tensors
+from distft.runtime.group import Group
+from distft.task.causal_lm import CausalLM, Prompts
+
+
+class Zero:
+    """Engine on DeepSpeed. Its own mixed precision stays off: what trains is float32 here as under every engine."""
+
+    def __init__(self, settings: schema.Zero2 | schema.Zero3, optim_settings: schema.AnyOptim, group: Group):
+        if group.device.type == "cpu":
+            os.environ["DS_ACCELERATOR"] = "cpu"
+        logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        import deepspeed
+
+        if group.device.type == "cpu":
+            # It is compiled at first use, for half a minute; a run killed meanwhile leaves a lock behind, at which
+            # every later run waits for ever (seen). Gloo does the same reductions.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.deepspeed = deepspeed
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        self.settings, self.optim, self.device = settings, optim_settings, group.device
+        self.world_size = group.ranks.world_size
+        self.stage = 3 if isinstance(settings, schema.Zero3) else 2
+        self.config = _deepspeed_config(settings, optim_settings, self.stage)
+        self.task: CausalLM
+        self.parameters: dict[str, nn.Parameter]
+        self.engine: Any
+
+    def shard(self, block: nn.Module) -> None:
+        if self.stage == 3:
+            self.deepspeed.zero.Init(module=block, config_dict_or_path=self.config, mem_efficient_linear=False)
+
+    def start(self, task: CausalLM) -> None:
+        self.shard(task)
+        self.task, self.parameters = task, task.trainable()
+        if self.stage == 3:
+            # The loss reads the head's weight outside the head's own forward pass.
+            for parameter in task.head_parameters():
+                self.deepspeed.zero.register_external_parameter(task, parameter)
+        optimizer = optim.build(self.optim, list(self.parameters.values()))
+        self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
+            model=task, optimizer=optimizer, config=self.config, dist_init_required=False
+        )
+
+    def accumulate(self, batch: Batch, target_tokens: int, last: bool) -> Tensor:
+        torch.manual_seed(batch.seed)
+        self.engine.train()
+        self.engine.set_gradient_accumulation_boundary(last)
+        loss = self.engine(batch.to(self.device))
+        # DeepSpeed averages over the ranks.
+        self.engine.backward(loss * (self.world_size / target_tokens))
+        return loss.detach()
+
+    def gradients(self) -> Tensors:
+        for name, parameter in self.parameters.items():
+            gradient = self.deepspeed.utils.safe_get_full_grad(parameter)
+            if gradient is not None:
+                yield name, gradient
+
+    def step(self, lr: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        return float("nan") if self.optimizer.overflow else float(self.engine.get_global_grad_norm())
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Tensor:
+        self.engine.eval()
+        return self.engine(batch.to(self.device))
+
+    @torch.no_grad()
+    def generate(self, prompts: Prompts) -> list[list[int]]:
+        self.engine.eval()
+        return self.engine(prompts)
+
+    def trainable_state(self) -> Tensors:
+        for name, parameter in self.parameters.items():
+            yield name, self.deepspeed.utils.safe_get_full_fp32_param(parameter)
+
+    @torch.no_grad()
+    def load_trainable_state(self, read: ReadTensor) -> None:
+        for name, parameter in self.parameters.items():
+            value = read(name).to(self.device)
+            self.deepspeed.utils.safe_set_full_fp32_param(parameter, value)
+            if self.stage == 2:
+                parameter.copy_(value)
+            else:
+                with self.deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                    parameter.copy_(value)
+
+    def optimizer_state(self) -> Tensors:
+        state = self._flat_state()
+        for name, parameter in self.parameters.items():
+            for key, value in state.items():
+                if value.dim() > 0:
+                    value = self.deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
+                yield f"{name}.{key}", value
+
+    def load_optimizer_state(self, names: list[str], read: ReadTensor) -> None:
+        first = next(iter(self.parameters))
+        keys = [name.rpartition(".")[2] for name in names if name.rpartition(".")[0] == first]
+        for flat in self._flat_partitions():
+            for key in keys:
+                value = read(f"{first}.{key}")
+                self.optimizer.optimizer.state[flat][key] = torch.zeros_like(flat) if value.dim() else value
+        if self.stage == 2:
+            self.optimizer._lazy_init_hp_params_optimizer_state()
+        for name, parameter in self.parameters.items():
+            for key in keys:
+                value = read(f"{name}.{key}")
+                if value.dim() > 0:
+                    self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value.to(self.device), key)
+
+    def _flat_partitions(self) -> list[Tensor]:
+        """This rank's float32 partitions, which are what the optimizer sees as its parameters."""
+        return (
+            self.optimizer.fp32_partitioned_groups_flat
+            if self.stage == 3
+            else (self.optimizer.single_partition_of_fp32_groups)
+        )
+
+    def _flat_state(self) -> dict[str, Tensor]:
+        return self.optimizer.optimizer.state[self._flat_partitions()[0]]
+
+
+def _deepspeed_config(settings: schema.Zero2 | schema.Zero3, optim: schema.AnyOptim, stage: int) -> dict[str, Any]:
+    bucket = int(settings.bucket_mb * 1e6 / 4)
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if settings.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if isinstance(settings, schema.Zero3):
+        zero["stage3_prefetch_bucket_size"] = int(settings.prefetch_mb * 1e6 / 4)
+        zero["stage3_param_persistence_threshold"] = 0
+        # The defaults keep a billion gathered weights alive: more than a rank's share is meant to cost.
+        zero["stage3_max_live_parameters"] = zero["stage3_prefetch_bucket_size"]
+        zero["stage3_max_reuse_distance"] = 0
+        if settings.offload_params:
+            zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {
+        # Batch sizes are the loader's; DeepSpeed is told each boundary.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optim.max_grad_norm or 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+    }

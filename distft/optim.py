@@ -1,0 +1,46 @@
+"""Optimizers by name, and the learning rate as a function of the step: nothing of a schedule needs saving."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from distft.config import schema
+
+
+def build(settings: schema.AnyOptim, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer over `parameters`. The learning rate is set anew at each step."""
+    groups = _decay_groups(parameters, settings.weight_decay)
+    if isinstance(settings, schema.AdamW):
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    if isinstance(settings, schema.AdamW8bit):
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
+    if isinstance(settings, schema.Sgd):
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+    return torch.optim.Adafactor(groups, lr=settings.lr)
+
+
+def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    return [{"params": parameters, "weight_decay": weight_decay}]
+
+
+def learning_rate(settings: schema.AnyOptim, step: int, num_steps: int) -> float:
+    """The rate of 0-based `step`: up in a line over the warm-up (never 0), then down to `min_lr_ratio` at the end.
+
+    Cosine: Loshchilov and Hutter, arXiv:1608.03983.
+    """
+    warmup = settings.warmup if settings.warmup >= 1 else settings.warmup * num_steps
+    warmup = int(warmup)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, num_steps - 1 - warmup)
+    if settings.schedule == "constant":
+        factor = 1.0
+    elif settings.schedule == "linear":
+        factor = 1 - done
+    else:
+        factor = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    return settings.lr * (settings.min_lr_ratio + (1 - settings.min_lr_ratio) * max(0.0, factor))
