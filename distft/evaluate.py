@@ -1,0 +1,178 @@
+"""python -m distft.evaluate: loss and replies of a run's base and of what it trained, side by side."""
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distft.cli import run_command
+from distft.config.check import check
+from distft.config.compose import load_run
+from distft.config.schema import Config, Section
+from distft.errors import ConfigError
+from distft.runtime import log
+from distft.runtime.env import Ranks, read_ranks
+from distft.trained import check_same_base, check_same_model, find_weights, open_weights
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RESULT = "evaluation.json"
+# What a run needed for training and an evaluation does not; a run of 64 ranks is evaluated on one all the same.
+DEFAULTS = ["engine=auto", "optim=sgd", "tracking=none", "resume=auto"]
+
+
+class Evaluate(Section):
+    checkpoint: str | None = None
+    """A step or a checkpoint's folder; null: the run's `adapter/`, or its newest checkpoint while it trains."""
+
+
+class Command(Section):
+    evaluate: Evaluate = Evaluate()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One column: the held-out loss and the replies."""
+
+    loss: float
+    replies: list[str]
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+    def as_dict(self) -> dict[str, float]:
+        return {"loss": self.loss, "perplexity": self.perplexity}
+
+
+def main(argv: list[str]) -> None:
+    ranks = read_ranks()
+    run, config, own = load_run(_with_defaults(argv), Command, program="distft.evaluate", here=True)
+    problems = check({"engine": config.engine}, world_size=ranks.world_size, here=False) + check_same_model(run, config)
+    if not os.access(run, os.W_OK):
+        problems.append(f"run: must be a folder that can be written, got {run}; copy it to one that can")
+    if problems:
+        raise ConfigError(problems)
+    evaluate(run, config, own.evaluate.checkpoint, ranks)
+
+
+def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) -> dict[str, Any]:
+    """Measures on the held-out data of `config`; writes `evaluation.json` and prints a table. Every rank calls it.
+
+    Raises ConfigError where there is nothing trained yet, or nothing held out.
+    """
+    log.start(ranks.global_rank)
+
+    from distft.data.prepare import prepare
+    from distft.engine import base as engines
+    from distft.evaluation import held_out_batches
+    from distft.model import load as model
+    from distft.model.tokenizer import load_tokenizer
+    from distft.runtime.group import Group
+    from distft.samples import Samples
+    from distft.task.causal_lm import CausalLM
+
+    weights = find_weights(run, checkpoint)
+    model.check(config.model, config.data.max_length)
+    tokenizer = load_tokenizer(config.model, config.data.chat_template)
+    held_out = prepare(config.data, tokenizer)
+    if held_out.eval is None:
+        raise ConfigError("data.eval: must be set where the run held nothing out; give data.eval=my.jsonl")
+
+    group = Group(ranks)
+    log.to_folder(run, ranks.global_rank)
+    engine = engines.build(config, group, model.compute_dtype(config.model, group.device))
+    loaded = model.load(config.model, config.adapter, seed=config.seed, device=group.device, shard=engine.shard)
+    check_same_base(run, loaded.identity)
+    task = CausalLM(loaded.model, loaded.compute_dtype)
+    trained = open_weights(weights, task.weights_file, task.trainable())
+    engine.start(task)
+    batches = held_out_batches(held_out.eval, config.data, ranks, tokenizer.pad_token_id)
+    samples = Samples(engine, held_out.prompts, tokenizer, config.evaluation, run, group)
+
+    # As it starts, every adapter is the base: B = 0, or what was taken from the base is in the adapter (PiSSA).
+    # Switched off, the latter would be a base with a part missing.
+    base = _measure(engine, batches, group, samples)
+    engine.load_trainable_state(trained.read)
+    after = _measure(engine, batches, group, samples)
+    result = {
+        "run": config.name,
+        "weights": str(weights),
+        "data": {
+            "source": config.data.model_dump(mode="json")["eval"]
+            or f"{config.data.eval_fraction:g} of the training data",
+            "digest": held_out.eval.digest,
+            "documents": held_out.eval.num_documents,
+            "target_tokens": held_out.eval.num_targets,
+        },
+        "base": base.as_dict(),
+        "trained": after.as_dict(),
+        "samples": [
+            {"prompt": chat[-2]["content"], "reference": chat[-1]["content"], "base": first, "trained": then}
+            for chat, first, then in zip(samples.chats, base.replies, after.replies, strict=True)
+        ],
+        "time": time.time(),
+    }
+    if ranks.is_main:
+        aside = run / f".{RESULT}"
+        aside.write_text(json.dumps(result, indent=2, ensure_ascii=False))
+        aside.replace(run / RESULT)
+        from rich.console import Console
+
+        show(result, run / RESULT, Console(highlight=False, markup=False))
+    group.barrier()
+    group.leave()
+    return result
+
+
+def _with_defaults(argv: list[str]) -> list[str]:
+    """Other held-out data stands alone: nothing of it is cut off, and the training data is not read."""
+    given = [word.removeprefix("data.eval=") for word in argv if word.startswith("data.eval=")]
+    alone = [f"data.train={given[-1]}", "data.eval_fraction=0"] if given and given[-1] != "null" else []
+    return [*DEFAULTS, *alone, *argv]
+
+
+def _measure(engine: Any, batches: list[Any], group: Any, samples: Any) -> Measured:
+    from distft.evaluation import held_out_loss
+    from distft.runtime.stop import StopFlag
+
+    loss = held_out_loss(engine, batches, group, StopFlag())
+    assert loss is not None, "nobody sets this flag"
+    return Measured(loss, samples.replies())
+
+
+def show(result: dict[str, Any], file: Path, console: "Console") -> None:
+    """The table for people."""
+    from rich.table import Column, Table
+
+    from distft.tracking.base import Sample
+    from distft.tracking.console import samples_table, visible
+
+    base, trained, data = result["base"], result["trained"], result["data"]
+    columns = [Column(name, justify="right") for name in ("base", "trained", "change")]
+    table = Table("", *columns, box=None, title=f"{result['run']}: {data['documents']:,} held-out documents")
+    for name, form in (("loss", ".4f"), ("perplexity", ",.2f")):
+        change = f"{100 * (trained[name] / base[name] - 1):+.1f} %" if base[name] else "-"
+        table.add_row(name, format(base[name], form), format(trained[name], form), change)
+    console.print(table)
+    if result["samples"]:
+        console.print()
+        replies = [Sample(s["prompt"], s["reference"], s["base"], s["trained"]) for s in result["samples"]]
+        shown = samples_table(replies)
+        shown.columns[1].header, shown.columns[2].header = "base", "trained"
+        console.print(shown)
+    console.print()
+    for label, text in (
+        ("weights", result["weights"]),
+        ("data", f"{data['source']}, {data['target_tokens']:,} target tokens"),
+        ("written", str(file)),
+    ):
+        console.print(visible(f"{label:<8}  {text}"), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_command(main)

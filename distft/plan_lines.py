@@ -1,0 +1,55 @@
+"""The plan of a run, in ten lines for people."""
+
+from pathlib import Path
+
+from distft.config.schema import Config
+from distft.data.loader import Loader
+from distft.data.prepare import Prepared
+from distft.model.load import Loaded
+from distft.runtime.group import Group
+
+
+def describe_run(
+    config: Config,
+    group: Group,
+    loaded: Loaded,
+    loader: Loader,
+    prepared: Prepared,
+    folder: Path,
+    checkpoint: Path | None,
+) -> list[tuple[str, str]]:
+    """What will be trained, on what, how and where."""
+    data, optim, train, ranks = config.data, config.optim, prepared.train, group.ranks
+    compute = str(loaded.compute_dtype).removeprefix("torch.")
+    base = f"NF4 over {config.model.dtype}" if config.model.quantization == "nf4" else config.model.dtype
+    if config.adapter.method == "full":
+        base = "float32"
+    fill = train.num_tokens / (len(loader.row_tokens) * data.max_length)
+    held_out = f"{prepared.eval.num_documents:,} documents held out" if prepared.eval else "nothing held out"
+    dropped = sum(train.counts.dropped.values())
+    engine: str = config.engine.name
+    if engine == "auto":
+        engine = "single (auto)" if ranks.world_size == 1 else "fsdp (auto)"
+    return [
+        ("model", f"{loaded.identity['source']}, kept as {base}, computes in {compute}"),
+        ("trains", loaded.trainable),
+        ("engine", f"{engine} on {ranks.world_size} x {group.device.type}"),
+        (
+            "batch",
+            f"{data.global_batch} rows a step = {data.micro_batch} x {loader.accumulation} accumulated x "
+            f"{ranks.world_size} ranks, {data.max_length} tokens a row",
+        ),
+        (
+            "data",
+            f"{train.num_documents:,} documents, {train.num_tokens:,} tokens, {train.num_targets:,} trained on; "
+            f"{held_out}; {dropped} dropped, {train.counts.truncated} truncated, {train.counts.duplicates} duplicates",
+        ),
+        (
+            "rows",
+            f"{len(loader.row_tokens):,} rows, {'packed' if data.packing else 'one document each'}, {fill:.1%} full",
+        ),
+        ("steps", f"{loader.num_steps:,} steps = {loader.epoch(loader.num_steps):.2f} epochs"),
+        ("optimizer", f"{optim.name}, lr {optim.lr:g}, {optim.schedule} schedule, clip {optim.max_grad_norm}"),
+        ("start", f"from {checkpoint.name}" if checkpoint else "fresh"),
+        ("files", str(folder)),
+    ]

@@ -1,0 +1,194 @@
+"""The run folder: who owns it, what it was begun with, and what it holds at the end."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distft.config.compose import to_yaml
+from distft.config.resume import check_resume
+from distft.config.schema import Config
+from distft.errors import ConfigError
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "deepspeed",
+    "datasets",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
+
+
+class RunFolder:
+    """`<run_root>/<name>`. Only rank 0 writes to it; `claim` makes this process its owner until it ends."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.path = Path(config.run_root).expanduser().absolute() / config.name
+        self._new = [folder for folder in [self.path, *self.path.parents] if not folder.exists()]
+        self._lock: int | None = None
+
+    def check(self) -> list[str]:
+        """Compares with what the run was begun with, and returns warnings. Writes nothing.
+
+        Raises ConfigError naming every key that may not change, or a folder that cannot be written.
+        """
+        parent = next(folder for folder in [self.path, *self.path.parents] if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+            raise ConfigError(
+                f"run_root: must be a folder that can be written, got {self.config.run_root!r} ({parent} cannot); "
+                "give another run_root="
+            )
+        resume = self.config.resume
+        if resume == "never" and (self.path / "config.yaml").exists():
+            raise ConfigError(
+                f"resume: never needs an unused run folder, got {self.path}; give another name=, or set resume=auto"
+            )
+        begun = [self.path]
+        if resume not in ("auto", "never"):
+            begun.append(Path(resume).expanduser().absolute().parent.parent)  # the checkpoint may be of another run
+        problems: dict[str, None] = {}
+        warnings: dict[str, None] = {}
+        for file in [folder / "config.yaml" for folder in begun if (folder / "config.yaml").exists()]:
+            wrong, odd = check_resume(_read(file, yaml.safe_load), self.config)
+            problems |= dict.fromkeys(wrong)
+            warnings |= dict.fromkeys(odd)
+        if problems:
+            raise ConfigError(problems)
+        return list(warnings)
+
+    def claim(self) -> None:
+        """Makes the folder this process's own. Raises ConfigError naming the owner, if it has one that is alive."""
+        os.umask(0o077)
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = os.open(self.path / "owner.json", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = os.read(self._lock, 4096).decode(errors="replace") or "another process"
+            raise ConfigError(
+                f"name: run folder must have one owner, {self.path} belongs to {other}; "
+                "wait for it to end, or give another name="
+            ) from None
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, json.dumps({**owner, "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
+
+    def abandon(self) -> None:
+        """Takes a claim on a new folder back: a run that was refused leaves nothing behind."""
+        if self._new and self._lock is not None and not (self.path / "config.yaml").exists():
+            shutil.rmtree(self.path)
+            for folder in self._new[1:]:
+                with contextlib.suppress(OSError):  # another run is in it by now
+                    folder.rmdir()
+
+    def begin(self, base: dict[str, Any], data: str, state: dict[str, Any] | None) -> str:
+        """Writes `config.yaml` and `environment.json`; returns the run's id, the same after every restart.
+
+        `base` identifies the base model, `data` the tokenised data, `state` is of the checkpoint to start from. Raises
+        ConfigError where base or data is another than the run began with, though its name is the same: files change.
+        """
+        file = self.path / "environment.json"
+        before = _read(file, json.loads) if file.exists() else {}
+        now = {"base": base, "data": data}
+        if state is not None:  # it may be of another run
+            before |= {"base": state["base"], "data": state["data"]["digest"]}
+        keys = {"base": "model.source", "data": "data.train"}
+        if problems := [
+            f"{keys[part]}: content must stay what the run began with, {before[part]}, got {now[part]}; "
+            "put it back, or give another name="
+            for part in now
+            if part in before and before[part] != now[part]
+        ]:
+            raise ConfigError(problems)
+        run_id = before.get("run_id") or uuid.uuid4().hex[:12]
+        _replace(self.path / "config.yaml", to_yaml(self.config))
+        _replace(file, json.dumps({"run_id": run_id, **now, **environment()}, indent=2))
+        return run_id
+
+    def publish_adapter(self, checkpoint: Path, tokenizer: Any) -> Path:
+        """Makes `adapter/` of a checkpoint's weights, with the tokenizer; replaces an earlier one whole."""
+        final, aside, old = self.path / "adapter", self.path / ".adapter", self.path / ".adapter-old"
+        for leftover in (aside, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        aside.mkdir(mode=0o700)
+        tokenizer.save_pretrained(aside)
+        for file in checkpoint.iterdir():
+            if not file.name.startswith(("optimizer", "state.json", "manifest.json")):
+                shutil.copy2(file, aside / file.name)
+        if final.exists():
+            final.rename(old)
+        aside.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+        return final
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what the run runs."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "command": sys.argv[1:],
+        "commit": _commit(),
+        "devices": gpus or [f"cpu, {os.cpu_count()} cores"],
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the clone that the code runs from; None from an installed wheel."""
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", here, "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True
+        )
+    except FileNotFoundError:  # a container without git
+        return None
+    return described.stdout.strip() or None
+
+
+def _read(file: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """A mapping that an earlier start wrote."""
+    try:
+        content = parse(file.read_text())
+    except (ValueError, yaml.YAMLError) as error:
+        content = " ".join(str(error).split())
+    if not isinstance(content, dict):
+        got = f"({content})" if content else "(it is empty)"
+        raise ConfigError(
+            f"name: {file} must be what this run wrote, and is not {got}; put it back, or give another name="
+        )
+    return content
+
+
+def _replace(file: Path, text: str) -> None:
+    aside = file.with_name(f".{file.name}")
+    with aside.open("w") as opened:
+        opened.write(text)
+        opened.flush()
+        os.fsync(opened.fileno())
+    aside.replace(file)

@@ -1,0 +1,73 @@
+"""The process group: joining it, leaving it, and the few small agreements between ranks outside an engine."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from distft.runtime.env import Ranks
+
+
+class Group:
+    """All ranks of the run. `device` is this rank's; host-side agreements go over gloo on any device.
+
+    Every method is a collective: all ranks must call it, in the same order.
+    """
+
+    def __init__(self, ranks: Ranks, timeout_min: float = 30):
+        self.ranks = ranks
+        cuda = torch.cuda.is_available()
+        # One task a GPU with its own CUDA_VISIBLE_DEVICES sees one device, whatever its local rank.
+        self.device = (
+            torch.device("cuda", ranks.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+        )
+        if cuda:
+            torch.cuda.set_device(self.device)
+        timeout = timedelta(minutes=timeout_min)
+        if ranks.launcher == "none":
+            # A group of one: DeepSpeed and FSDP2 run on a single process too.
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+            )
+            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+        else:
+            os.environ.update(
+                MASTER_ADDR=ranks.master_addr,
+                MASTER_PORT=str(ranks.master_port),
+                RANK=str(ranks.global_rank),
+                LOCAL_RANK=str(ranks.local_rank),
+                WORLD_SIZE=str(ranks.world_size),
+            )
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
+        self.host = dist.new_group(backend="gloo", timeout=timeout)
+
+    def table(self, *values: float) -> torch.Tensor:
+        """Every rank's values, float64 `[world_size, len(values)]`: one small collective for many agreements."""
+        mine = torch.tensor(values, dtype=torch.float64)
+        rows = torch.empty(self.ranks.world_size, len(values), dtype=torch.float64)
+        dist.all_gather_into_tensor(rows.view(-1), mine, group=self.host)
+        return rows
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so."""
+        return bool(self.table(flag).any())
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.host)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, on every rank, by rank."""
+        values: list[Any] = [None] * self.ranks.world_size
+        dist.all_gather_object(values, value, group=self.host)
+        return values
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.host)
+
+    def leave(self) -> None:
+        dist.destroy_process_group()

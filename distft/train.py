@@ -1,0 +1,192 @@
+"""python -m distft.train: the one place where the parts meet."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distft.cli import run_command
+from distft.config.compose import load
+from distft.config.schema import Config
+from distft.errors import ConfigError, Stopped
+from distft.run_folder import RunFolder
+from distft.runtime import log
+from distft.runtime.env import Ranks, read_ranks
+from distft.runtime.stop import StopFlag
+
+if TYPE_CHECKING:
+    from distft.loop import Run
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str]) -> None:
+    ranks = read_ranks()
+    config = load(argv, program="distft.train", world_size=ranks.world_size)
+    stop = StopFlag()
+    stop.install()
+    train(config, ranks, stop)
+
+
+def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
+    """Trains as `config` says, from the newest checkpoint if there is one; returns the run folder.
+
+    Every rank calls it. Raises Stopped after a checkpoint on request, ConfigError before anything is written.
+    """
+    folder = RunFolder(config)
+    log.start(ranks.global_rank)
+    warnings = folder.check()
+
+    from distft.data.prepare import prepare
+    from distft.model import load as model
+    from distft.model.tokenizer import load_tokenizer
+
+    model.check(config.model, config.data.max_length)
+    tokenizer = load_tokenizer(config.model, config.data.chat_template)
+    prepared = prepare(config.data, tokenizer, poll=stop.raise_if_set)
+
+    if ranks.is_main:
+        folder.claim()
+        for warning in warnings:
+            logger.warning(warning)
+    try:
+        from distft.runtime.group import Group
+
+        group = Group(ranks)  # the others may make log files once rank 0 owns the folder
+        log.to_folder(folder.path, ranks.global_rank)
+        run = _assemble(config, group, folder, tokenizer, prepared, stop)
+    except ConfigError:
+        if ranks.is_main:
+            folder.abandon()
+        raise
+    _train(run, folder, tokenizer, prepared)
+    group.leave()
+    return folder.path
+
+
+def _assemble(config: Config, group: Any, folder: RunFolder, tokenizer: Any, prepared: Any, stop: StopFlag) -> "Run":
+    """Joins the parts: base, adapter, engine, data, tracker, checkpoints, in the order in which they depend."""
+    from distft.checkpoint import Checkpoints
+    from distft.data.loader import Loader
+    from distft.data.pack import plan
+    from distft.engine import base as engines
+    from distft.evaluation import held_out_batches
+    from distft.loop import Progress, Run
+    from distft.model import load as model
+    from distft.plan_lines import describe_run
+    from distft.task.causal_lm import CausalLM
+    from distft.tracking import RunInfo
+    from distft.tracking import build as build_tracker
+
+    engine = engines.build(config, group, model.compute_dtype(config.model, group.device))
+    loaded = model.load(config.model, config.adapter, seed=config.seed, device=group.device, shard=engine.shard)
+    stop.raise_if_set()
+    task = CausalLM(loaded.model, loaded.compute_dtype)
+    weights, describe = task.weights_file, task.describe(config.model)
+    engine.start(task)
+
+    ranks, pad_id = group.ranks, tokenizer.pad_token_id
+    loader = Loader(
+        prepared.train,
+        plan(prepared.train.lengths, config.data.max_length, config.data.packing),
+        data=config.data,
+        seed=config.seed,
+        steps=config.steps,
+        epochs=config.epochs,
+        global_rank=ranks.global_rank,
+        world_size=ranks.world_size,
+        pad_id=pad_id,
+    )
+    held_out = held_out_batches(prepared.eval, config.data, ranks, pad_id) if prepared.eval else []
+
+    checkpoints = Checkpoints(folder.path, group, weights=weights, keep=config.checkpoint.keep, describe=describe)
+    newest = checkpoints.find(config.resume)
+    state = checkpoints.load(engine, newest) if newest else None
+    progress = Progress.of(state) if state else Progress()
+    run_id = group.from_main(folder.begin(loaded.identity, prepared.digest, state) if ranks.is_main else None)
+    if newest:
+        checkpoints.go_on_from(newest)
+    tracker = build_tracker(config.tracking, global_rank=ranks.global_rank)
+    tracker.start(
+        RunInfo(
+            name=config.name,
+            run_dir=folder.path,
+            run_id=run_id,
+            plan=describe_run(config, group, loaded, loader, prepared, folder.path, newest),
+            num_steps=loader.num_steps,
+            first_step=progress.step,
+            config=config.model_dump(mode="json"),
+        )
+    )
+    return Run(
+        config=config,
+        group=group,
+        engine=engine,
+        loader=loader,
+        held_out=held_out,
+        checkpoints=checkpoints,
+        tracker=tracker,
+        stop=stop,
+        progress=progress,
+        data_digest=prepared.digest,
+        facts={
+            "run_id": run_id,
+            "base": loaded.identity,
+            "world_size": ranks.world_size,
+            "engine": config.engine.name,
+            "resumed_from": None if config.resume in ("auto", "never") else config.resume,
+        },
+    )
+
+
+def _train(run: "Run", folder: RunFolder, tokenizer: Any, prepared: Any) -> None:
+    """Trains, publishes the adapter, and tells the tracker how it ended."""
+    from distft import loop
+    from distft.samples import Samples
+    from distft.tracking import Summary
+
+    samples = Samples(run.engine, prepared.prompts, tokenizer, run.config.evaluation, folder.path, run.group)
+    try:
+        if run.progress.step == 0:
+            samples.before()
+        finished = loop.train(run)
+    except BaseException:
+        run.tracker.close(Summary("failed", lines=[("log", str(folder.path / "logs"))]))
+        raise
+    last = run.checkpoints.folder / f"step-{run.progress.step:08d}"
+    if not finished:
+        run.tracker.close(Summary("stopped", lines=[("checkpoint", str(last))]))
+        raise Stopped(f"stopped by {run.stop.signal_name or 'another rank'}; run the same command to go on")
+    best = run.progress.best_step if run.config.evaluation.patience is not None else None
+    if best == 0:
+        logger.warning("no evaluation was better than the one before training: adapter/ is made of the last checkpoint")
+    chosen = run.checkpoints.folder / f"step-{best:08d}" if best else last
+    if not chosen.exists():  # its save failed, or the run took its progress from another run's folder
+        logger.warning("the best checkpoint, %s, is not there: adapter/ is made of the last one", chosen)
+        best, chosen = None, last
+    replies = samples.after()
+    if run.group.ranks.is_main:
+        adapter = folder.publish_adapter(chosen, tokenizer)
+        run.tracker.close(
+            Summary(
+                "finished",
+                lines=[
+                    ("adapter", f"{adapter} (step {run.progress.best_step if best else run.progress.step})"),
+                    ("report", str(folder.path / "report.html")),
+                ],
+                samples=replies,
+                next_commands=[
+                    f"python -m distft.evaluate run={_shown(folder.path)}",
+                    f"python -m distft.export run={_shown(folder.path)} export.to=merged",
+                ],
+            )
+        )
+    run.group.barrier()
+
+
+def _shown(path: Path) -> str:
+    """`path` as short as it can be typed."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,85 @@
+"""What a run trained: the folder that holds it, and whether the model at hand is the one it was trained on."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from distft.config.keys import nearest, show
+from distft.config.resume import rule_of
+from distft.config.schema import Config
+from distft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from distft.checkpoint import TensorFolder
+
+
+def check_same_model(run: Path, config: Config) -> list[str]:
+    """Overrides that would put the trained weights on another model than they were trained on. Imports no torch."""
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    return [
+        f"{section}.{key}: must be what the run trained with, {show(before)}, got {show(now)}; remove it"
+        for section in ("model", "adapter")
+        for key, now in getattr(config, section).model_dump(mode="json").items()
+        if (before := saved[section].get(key)) != now
+        and rule_of(f"{section}.{key}")[0] == "refused"
+        and f"{section}.{key}" != "model.source"  # a base may move; its content is compared
+    ]
+
+
+def check_same_base(run: Path, identity: dict[str, Any]) -> None:
+    """Raises ConfigError where the base's content is not what the run began with."""
+    began = json.loads((run / "environment.json").read_text())["base"]
+    if began["digest"] != identity["digest"]:
+        raise ConfigError(
+            f"model.source: content must be what the run was trained on, {began['source']} with digest "
+            f"{began['digest'][:12]}, got {identity['source']} with digest {identity['digest'][:12]}; "
+            "put it back, or give its new place as model.source="
+        )
+
+
+def find_weights(run: Path, wanted: str | None) -> Path:
+    """The folder with a run's trained weights: `wanted`, a step or a path; else `adapter/`, else the newest checkpoint.
+
+    Raises ConfigError where there is none, or where it is damaged.
+    """
+    from distft.checkpoint import MANIFEST, damage, published, step_of
+
+    checkpoints = {step_of(path): path for path in published(run / "checkpoints")}
+    if wanted is None:
+        if (run / "adapter").is_dir():
+            return run / "adapter"
+        whole = next((path for path in reversed(checkpoints.values()) if not damage(path)), None)
+        if whole is not None:
+            return whole
+        raise ConfigError(
+            f"run: must have a trained adapter or a checkpoint, got {run} without either; "
+            "let it train until its first checkpoint"
+        )
+    path = checkpoints.get(int(wanted)) if wanted.isdigit() else Path(wanted).expanduser()
+    if path is None or not path.is_dir():
+        steps = [str(step) for step in checkpoints]
+        near = nearest(wanted, steps)
+        hint = f"did you mean {near}? " if near and near != wanted else ""
+        raise ConfigError(
+            f"checkpoint: must be a step or a checkpoint's folder, got {wanted}; "
+            f"{hint}steps there: {', '.join(steps) or 'none'}"
+        )
+    if (path / MANIFEST).exists() and (problems := damage(path)):
+        raise ConfigError(f"checkpoint: must be whole, got {path}: {'; '.join(problems)}; take another step")
+    return path
+
+
+def open_weights(folder: Path, stem: str, trains: Iterable[str]) -> "TensorFolder":
+    """The tensors in `folder`. Raises ConfigError where they are not exactly those that train."""
+    from distft.checkpoint import TensorFolder
+
+    tensors = TensorFolder(folder, stem)
+    if differing := sorted(set(tensors.names) ^ set(trains)):
+        raise ConfigError(
+            f"checkpoint: {folder} must hold exactly the parameters that the run trains, {len(differing)} differ: "
+            f"{', '.join(differing[:3])}; it belongs to another run, or is incomplete"
+        )
+    return tensors
