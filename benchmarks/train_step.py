@@ -7,7 +7,7 @@ SmolLM2-135M, LoRA r 8 on all linear layers, the embedded dialogues; packed (2 r
 Both sides store the base in the named dtype; TRL's recomputation is off, which is its fastest setting. Ours is shown
 without recomputation and with `full`, which has to meet both targets, speed and memory, at once.
 
-The targets are for bfloat16. On a CPU without bfloat16 units ours multiplies such weights in float32, which is most of its
+The targets are for bfloat16. On a CPU without bfloat16 units ours multiplies such weights in float32, most of its
 lead there; the float32 rows show what is left without that.
 """
 
