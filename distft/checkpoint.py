@@ -8,7 +8,8 @@ import json
 import logging
 import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,23 @@ class Checkpoints:
     """The checkpoints of one run. All ranks make it and call its methods together.
 
     `weights` names the file of what trains: `adapter_model` (one file, written by rank 0) or `model` (each rank
-    writes its part, as the weights are sharded). `describe` gives the small files beside it, by name.
+    writes its part, as the weights are sharded). `describe` gives the small files beside it, by name. `may_publish`
+    is asked before the rename: whether the run folder is still rank 0's own.
     """
 
-    def __init__(self, run_dir: Path, group: Group, *, weights: str, keep: int, describe: dict[str, str]):
+    def __init__(
+        self,
+        run_dir: Path,
+        group: Group,
+        *,
+        weights: str,
+        keep: int,
+        describe: dict[str, str],
+        may_publish: Callable[[], bool] | None = None,
+    ):
         self.folder = run_dir / "checkpoints"
         self.group, self.weights, self.keep, self.describe = group, weights, keep, describe
+        self.may_publish = may_publish or (lambda: True)
         self.writers = group.ranks.world_size if weights == "model" else 1
         # The thread's own group: the loop may be in a collective of its own meanwhile.
         self._thread_group = dist.new_group(backend="gloo") if self.writers > 1 else None
@@ -57,6 +69,8 @@ class Checkpoints:
         self._staging: dict[str, Tensor] = {}
         # Every rank must know without a look at the file system, which shows each of them a rename at another time.
         self._saved: int | None = None
+        self.save_seconds = 0.0
+        """From the begin of a save to its checkpoint, of the last one."""
 
     def save(self, engine: Engine, step: int, state: dict[str, Any]) -> None:
         """Begins a checkpoint of `step` done steps. Waits for the last save, and for the copy to host memory.
@@ -66,12 +80,12 @@ class Checkpoints:
         self.wait()
         if step == self._saved:  # also where the run resumed from it: a published checkpoint is never written again
             return
-        self._saved = step
+        self._saved, began = step, time.monotonic()
         parts = {
             self.weights: self._stage(engine.trainable_state()),
             "optimizer": self._stage(engine.optimizer_state()),
         }
-        self._thread = threading.Thread(target=self._write, args=(step, parts, state), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(step, parts, state, began), name="checkpoint")
         self._thread.start()
 
     def wait(self, *, must_succeed: bool = False) -> None:
@@ -171,7 +185,9 @@ class Checkpoints:
             staged.append((name, buffer))
         return staged
 
-    def _write(self, step: int, parts: dict[str, list[tuple[str, Tensor | None]]], state: dict[str, Any]) -> None:
+    def _write(
+        self, step: int, parts: dict[str, list[tuple[str, Tensor | None]]], state: dict[str, Any], began: float
+    ) -> None:
         """What the thread does. Nobody is above it to see an exception, and other ranks wait to hear of it."""
         aside, final = self.folder / f".{folder_name(step)}", self.folder / folder_name(step)
         rank = self.group.ranks.global_rank
@@ -194,7 +210,7 @@ class Checkpoints:
             failure = f"saving step {step} to {final} failed ({error})"
         if failure and rank == 0:
             shutil.rmtree(aside, ignore_errors=True)
-        self._failure = failure
+        self._failure, self.save_seconds = failure, time.monotonic() - began
 
     def _write_parts(self, aside: Path, parts: dict[str, list[tuple[str, Tensor | None]]]) -> dict[str, Any]:
         """Writes this rank's tensors; returns size and hash of each file."""
@@ -215,6 +231,8 @@ class Checkpoints:
             files[name] = write_file(aside / name, text.encode())
         write_file(aside / MANIFEST, json.dumps({"files": files}, indent=2).encode())
         fsync_folder(aside)
+        if not self.may_publish():
+            raise OSError("the run folder has another owner now")
         aside.rename(final)
         fsync_folder(self.folder)
         try:

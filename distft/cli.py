@@ -12,16 +12,21 @@ from distft.errors import EXIT_FAILED, EXIT_OK, ConfigError, DistftError
 
 def run_command(main: Callable[[list[str]], None]) -> NoReturn:
     """Runs `main(argv)` and ends the process: 0 done, 2 wrong config or data, 75 stopped with a checkpoint, 1 else."""
-    code = EXIT_OK
+    leave(exit_code(lambda: main(sys.argv[1:])))
+
+
+def exit_code(work: Callable[[], object]) -> int:
+    """Runs `work()`; prints what went wrong, and returns the exit code that says so."""
     try:
-        main(sys.argv[1:])
+        work()
     except DistftError as error:
-        code = error.exit_code
         # Every rank meets the same wrong config; one of them says so.
-        if not (isinstance(error, ConfigError) and os.environ.get("RANK", "0") != "0"):
+        others = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) != "0"
+        if not (isinstance(error, ConfigError) and others):
             print(_message(error), file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
-        code = EXIT_FAILED
+        return EXIT_FAILED
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # comes from a write, which does not know its file
         if not full and (error.errno is None or not error.filename):
@@ -30,10 +35,15 @@ def run_command(main: Callable[[list[str]], None]) -> NoReturn:
         where = f"{error.filename}: " if error.filename else ""
         how = "; free space, then run the same command again" if full else ""
         print(f"error: {where}{error.strerror}{how}", file=sys.stderr)
-        code = EXIT_FAILED
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process. Not sys.exit: where one rank fails others sit in a collective, and a process group's destructor
+    would wait for it."""
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: where one rank fails others sit in a collective, and a process group's destructor would wait for it.
     logging.shutdown()
     os._exit(code)
 

@@ -20,6 +20,7 @@ from distft.runtime.stop import StopFlag
 from distft.tracking import Tracker
 
 WATCHED_STEPS = 3  # LoRA's A has no gradient before B has moved; a warm-up moves it a little in the first step already
+MARGIN_S = 10.0  # before the job's time limit: until all ranks have ended
 
 
 @dataclass
@@ -142,6 +143,9 @@ def _step(run: Run) -> bool:
             "peak_memory_bytes": int(table[:, 2].max()),
         }
     )
+    # What the next step may take, and a save: less sudden than the last one, so that one slow step is not forgotten.
+    needed = 1.5 * seconds + 2 * run.checkpoints.save_seconds + MARGIN_S
+    run.stop.reserve_s = max(needed, 0.9 * run.stop.reserve_s)
     return bool(table[:, 1].any())
 
 

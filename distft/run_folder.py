@@ -1,27 +1,31 @@
 """The run folder: who owns it, what it was begun with, and what it holds at the end."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from distft.config.compose import to_yaml
+from distft import status
+from distft.checkpoint_folder import published, step_of
+from distft.config.resolved import to_yaml
 from distft.config.resume import check_resume
 from distft.config.schema import Config
-from distft.errors import ConfigError
+from distft.errors import ConfigError, Stopped
+from distft.owner import Owner
+from distft.runtime.env import Ranks
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = (
     "torch",
@@ -37,13 +41,12 @@ PACKAGES = (
 
 
 class RunFolder:
-    """`<run_root>/<name>`. Only rank 0 writes to it; `claim` makes this process its owner until it ends."""
+    """`<run_root>/<name>`. Only rank 0 writes to it, and only while it is its owner."""
 
     def __init__(self, config: Config):
         self.config = config
         self.path = Path(config.run_root).expanduser().absolute() / config.name
         self._new = [folder for folder in [self.path, *self.path.parents] if not folder.exists()]
-        self._lock: int | None = None
 
     def check(self) -> list[str]:
         """Compares with what the run was begun with, and returns warnings. Writes nothing.
@@ -74,26 +77,47 @@ class RunFolder:
             raise ConfigError(problems)
         return list(warnings)
 
-    def claim(self) -> None:
-        """Makes the folder this process's own. Raises ConfigError naming the owner, if it has one that is alive."""
+    @contextlib.contextmanager
+    def owned(self, ranks: Ranks) -> Iterator[Owner | None]:
+        """Makes the folder rank 0's own while the block runs, and keeps `status.json` up to how it ends.
+
+        Raises ConfigError naming the owner, if there is another one alive, and DistftError where Slurm has started the
+        run too often without progress. A new folder of a run that is refused in the block is removed again.
+        """
+        if not ranks.is_main:
+            yield None
+            return
         os.umask(0o077)
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock = os.open(self.path / "owner.json", os.O_RDWR | os.O_CREAT, 0o600)
+        owner = Owner(self.path, ranks.job)
+        if taken_over := owner.claim():
+            logger.warning(taken_over)
+        before = status.Status.read(self.path)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            other = os.read(self._lock, 4096).decode(errors="replace") or "another process"
-            raise ConfigError(
-                f"name: run folder must have one owner, {self.path} belongs to {other}; "
-                "wait for it to end, or give another name="
-            ) from None
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID")}
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, json.dumps({**owner, "since": time.strftime("%Y-%m-%d %H:%M:%S")}).encode(), 0)
+            newest = max(map(step_of, published(self.path / "checkpoints")), default=0)
+            limit = self.config.cluster.max_restarts
+            status.begin_start(self.path, ranks.job, newest_step=newest, max_restarts=limit)
+            yield owner
+            status.end(self.path, "finished")
+        except BaseException as error:
+            told = str(error).partition("\n")[0] or type(error).__name__
+            if isinstance(error, ConfigError) and ranks.job is None:
+                before.write(self.path)  # a command that was refused says nothing of the run
+            else:
+                status.end(self.path, "stopped" if isinstance(error, Stopped) else "failed", told)
+            if isinstance(error, ConfigError):
+                self._abandon()
+            raise
+        finally:
+            if self.path.exists():
+                owner.release()
 
-    def abandon(self) -> None:
-        """Takes a claim on a new folder back: a run that was refused leaves nothing behind."""
-        if self._new and self._lock is not None and not (self.path / "config.yaml").exists():
+    def hung(self, reason: str, nodes: list[str]) -> None:
+        """Notes that ranks on `nodes` hang. Called on any one rank: rank 0 may be the one."""
+        status.blame(self.path, "hung", reason, nodes)
+
+    def _abandon(self) -> None:
+        if self._new and not (self.path / "config.yaml").exists():
             shutil.rmtree(self.path)
             for folder in self._new[1:]:
                 with contextlib.suppress(OSError):  # another run is in it by now
@@ -153,6 +177,7 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "devices": gpus or [f"cpu, {os.cpu_count()} cores"],
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+        "job": os.environ.get("SLURM_JOB_ID"),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 

@@ -1,15 +1,18 @@
 """python -m distft.train: the one place where the parts meet."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from distft import status
 from distft.cli import run_command
 from distft.config.compose import load
 from distft.config.schema import Config
-from distft.errors import ConfigError, Stopped
+from distft.errors import DistftError, Stopped
+from distft.owner import Owner
 from distft.run_folder import RunFolder
-from distft.runtime import log
+from distft.runtime import log, slurm
 from distft.runtime.env import Ranks, read_ranks
 from distft.runtime.stop import StopFlag
 
@@ -20,11 +23,14 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> None:
-    ranks = read_ranks()
-    config = load(argv, program="distft.train", world_size=ranks.world_size)
-    stop = StopFlag()
+    start(lambda ranks: load(argv, program="distft.train", world_size=ranks.world_size), read_ranks())
+
+
+def start(load_config: Callable[[Ranks], Config], ranks: Ranks) -> Path:
+    """Trains on this rank, stopping with a checkpoint on a signal and before the job's time limit."""
+    stop = StopFlag(slurm.job_ends_at(ranks.job.id) if ranks.job and ranks.is_main else None)
     stop.install()
-    train(config, ranks, stop)
+    return train(load_config(ranks), ranks, stop)
 
 
 def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
@@ -44,26 +50,43 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
     tokenizer = load_tokenizer(config.model, config.data.chat_template)
     prepared = prepare(config.data, tokenizer, poll=stop.raise_if_set)
 
-    if ranks.is_main:
-        folder.claim()
-        for warning in warnings:
+    with folder.owned(ranks) as owner:
+        for warning in warnings if ranks.is_main else ():
             logger.warning(warning)
-    try:
         from distft.runtime.group import Group
 
         group = Group(ranks)  # the others may make log files once rank 0 owns the folder
         log.to_folder(folder.path, ranks.global_rank)
-        run = _assemble(config, group, folder, tokenizer, prepared, stop)
-    except ConfigError:
-        if ranks.is_main:
-            folder.abandon()
-        raise
-    _train(run, folder, tokenizer, prepared)
-    group.leave()
+        if config.cluster.preflight:
+            _require_fit_nodes(group, folder)
+        run = _assemble(config, group, folder, owner, tokenizer, prepared, stop)
+        _train(run, folder, tokenizer, prepared)
+        group.leave()
     return folder.path
 
 
-def _assemble(config: Config, group: Any, folder: RunFolder, tokenizer: Any, prepared: Any, stop: StopFlag) -> "Run":
+def _require_fit_nodes(group: Any, folder: RunFolder) -> None:
+    from distft.runtime.preflight import preflight
+
+    unfit = preflight(group)
+    if not unfit:
+        return
+    told = ", ".join(f"{node} ({what})" for node, what in unfit.items())
+    if group.ranks.is_main:
+        status.blame(folder.path, "unfit", f"unfit nodes: {told}", list(unfit))
+    group.barrier()  # the first rank that fails takes the others with it
+    raise DistftError(f"cluster.preflight: nodes must be fit to train, and are not: {told}")
+
+
+def _assemble(
+    config: Config,
+    group: Any,
+    folder: RunFolder,
+    owner: Owner | None,
+    tokenizer: Any,
+    prepared: Any,
+    stop: StopFlag,
+) -> "Run":
     """Joins the parts: base, adapter, engine, data, tracker, checkpoints, in the order in which they depend."""
     from distft.checkpoint import Checkpoints
     from distft.data.loader import Loader
@@ -78,8 +101,12 @@ def _assemble(config: Config, group: Any, folder: RunFolder, tokenizer: Any, pre
     from distft.tracking import build as build_tracker
 
     engine = engines.build(config, group, model.compute_dtype(config.model, group.device))
-    loaded = model.load(config.model, config.adapter, seed=config.seed, device=group.device, shard=engine.shard)
-    stop.raise_if_set()
+
+    def shard(block: Any) -> None:
+        stop.raise_if_any(group)  # loading may take longer than the warning before a kill
+        engine.shard(block)
+
+    loaded = model.load(config.model, config.adapter, seed=config.seed, device=group.device, shard=shard)
     task = CausalLM(loaded.model, loaded.compute_dtype)
     weights, describe = task.weights_file, task.describe(config.model)
     engine.start(task)
@@ -98,7 +125,14 @@ def _assemble(config: Config, group: Any, folder: RunFolder, tokenizer: Any, pre
     )
     held_out = held_out_batches(prepared.eval, config.data, ranks, pad_id) if prepared.eval else []
 
-    checkpoints = Checkpoints(folder.path, group, weights=weights, keep=config.checkpoint.keep, describe=describe)
+    checkpoints = Checkpoints(
+        folder.path,
+        group,
+        weights=weights,
+        keep=config.checkpoint.keep,
+        describe=describe,
+        may_publish=owner.is_mine if owner else None,
+    )
     newest = checkpoints.find(config.resume)
     state = checkpoints.load(engine, newest) if newest else None
     progress = Progress.of(state) if state else Progress()
@@ -113,6 +147,7 @@ def _assemble(config: Config, group: Any, folder: RunFolder, tokenizer: Any, pre
             run_id=run_id,
             plan=describe_run(config, group, loaded, loader, prepared, folder.path, newest),
             num_steps=loader.num_steps,
+            world_size=ranks.world_size,
             first_step=progress.step,
             config=config.model_dump(mode="json"),
         )
@@ -141,6 +176,7 @@ def _assemble(config: Config, group: Any, folder: RunFolder, tokenizer: Any, pre
 def _train(run: "Run", folder: RunFolder, tokenizer: Any, prepared: Any) -> None:
     """Trains, publishes the adapter, and tells the tracker how it ended."""
     from distft import loop
+    from distft.runtime.hang import watch
     from distft.samples import Samples
     from distft.tracking import Summary
 
@@ -148,14 +184,16 @@ def _train(run: "Run", folder: RunFolder, tokenizer: Any, prepared: Any) -> None
     try:
         if run.progress.step == 0:
             samples.before()
-        finished = loop.train(run)
+        with watch(run.group, folder.path / "logs", run.config.runtime.hang_after, folder.hung):
+            finished = loop.train(run)
     except BaseException:
         run.tracker.close(Summary("failed", lines=[("log", str(folder.path / "logs"))]))
         raise
     last = run.checkpoints.folder / f"step-{run.progress.step:08d}"
     if not finished:
         run.tracker.close(Summary("stopped", lines=[("checkpoint", str(last))]))
-        raise Stopped(f"stopped by {run.stop.signal_name or 'another rank'}; run the same command to go on")
+        run.group.barrier()  # the first rank that ends takes the others with it
+        raise Stopped(f"stopped by {run.stop.reason or 'another rank'}; run the same command to go on")
     best = run.progress.best_step if run.config.evaluation.patience is not None else None
     if best == 0:
         logger.warning("no evaluation was better than the one before training: adapter/ is made of the last checkpoint")

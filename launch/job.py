@@ -1,13 +1,10 @@
-"""What runs on the node. It holds a path and a port, never a config or a secret: a requeue replays the same pickle."""
+"""What runs on the node. It holds a path, never a config or a secret: a requeue replays the same pickle."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
-from distft.config.schema import Config, Slurm
+from distft.cli import exit_code, leave
 from distft.runtime.env import Ranks, read_ranks
-from distft.runtime.stop import StopFlag
 
 
 @dataclass(frozen=True)
@@ -15,21 +12,26 @@ class Job:
     """One rank of the run whose resolved config stands in `config_file`."""
 
     config_file: Path
-    local_port: int
-    """Where the ranks of a local job meet; Slurm's ranks derive theirs from the job."""
 
     def __call__(self) -> str:
-        config = Config.model_validate(yaml.safe_load(self.config_file.read_text()))
-        stop = StopFlag()
-        stop.install()
-        from distft.train import train
+        folders: list[Path] = []
+        code = exit_code(lambda: folders.append(self._train()))
+        if code:  # not an exception: submitit would print its traceback, and end with 1 whatever it was
+            leave(code)
+        return str(folders[0])
 
-        return str(train(config, self._ranks(config), stop))
+    def _train(self) -> Path:
+        from distft.config.resolved import load_resolved
+        from distft.train import start
 
-    def _ranks(self, config: Config) -> Ranks:
-        if isinstance(config.cluster, Slurm):
-            return read_ranks()
-        from launch.cluster import ranks_of_local_task
+        return start(lambda ranks: load_resolved(self.config_file, world_size=ranks.world_size), self._ranks())
 
-        rank, world_size = ranks_of_local_task()
-        return Ranks(rank, world_size, rank, world_size, "127.0.0.1", self.local_port, "submitit")
+    def _ranks(self) -> Ranks:
+        ranks = read_ranks()
+        if ranks.launcher == "slurm":
+            return ranks
+        from launch.cluster import local_task
+
+        job_id, rank, world_size = local_task()
+        meeting = f"local.{job_id}.{self.config_file}"
+        return Ranks(rank, world_size, rank, world_size, "127.0.0.1", meeting=meeting, launcher="submitit")

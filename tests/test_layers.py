@@ -23,7 +23,9 @@ ARROWS = {
     "model": {"location", "runtime"},
     "task": {"data", "model", "loss", "location"},
     "engine": {"data", "model", "optim", "runtime", "task"},
-    "tracking": set(),
+    "status": {"runtime"},
+    "owner": {"runtime"},
+    "tracking": {"status"},
     "checkpoint": {"engine", "runtime"},
     "loop": {"data", "engine", "checkpoint", "tracking", "runtime", "optim", "evaluation"},
 }

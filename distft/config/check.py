@@ -52,7 +52,15 @@ def check(valid: Mapping[str, Any], *, world_size: int | None = None, here: bool
     `world_size`: None skips what depends on it. `here`: False skips what this machine must have.
     """
     values = {**valid} if world_size is None else {**valid, "world_size": world_size}
-    checks = [*ANYWHERE, *HERE] if here else ANYWHERE
+    return _run([*ANYWHERE, *HERE] if here else ANYWHERE, values)
+
+
+def check_on_disk(valid: Mapping[str, Any]) -> list[str]:
+    """What is missing on a machine that submits a run: it has the files and packages, and maybe no GPU."""
+    return _run(ON_DISK, valid)
+
+
+def _run(checks: Iterable[Check], values: Mapping[str, Any]) -> list[str]:
     problems: list[str] = []
     for one in checks:
         needed = list(inspect.signature(one).parameters)
@@ -290,4 +298,5 @@ ANYWHERE: tuple[Check, ...] = (
     _model,
     _run_root,
 )
-HERE: tuple[Check, ...] = (_model_is_there, _data_is_there, _resume_is_there, _packages, _gpu)
+ON_DISK: tuple[Check, ...] = (_model_is_there, _data_is_there, _resume_is_there, _packages)
+HERE: tuple[Check, ...] = (*ON_DISK, _gpu)

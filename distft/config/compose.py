@@ -1,5 +1,6 @@
 """From the command line to a `Config`. The only file that knows Hydra: its parser and compose API, not its `main`."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,9 +91,31 @@ def load_run(
     return folder, *_finish(config, line, own, world_size=world_size, here=here)
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved config as plain YAML: what `config.yaml` in a run folder holds and `load_run` reads."""
-    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+def expand_sweep(words: Sequence[str]) -> list[tuple[list[str], list[str]]]:
+    """The points of a sweep in Hydra's override grammar: `a=1,2 b=range(3)` has six.
+
+    For each its own overrides, one for each key that is swept, and all its words. Raises ConfigError where nothing is
+    swept. What cannot be read is left in the words, for `load` to report.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    axes: list[list[str]] = []
+    fixed: list[str] = []
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            fixed.append(word)
+            continue
+        if override.is_sweep_override():
+            axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
+        else:
+            fixed.append(word)
+    if not axes:
+        raise ConfigError("--multirun: must have a key with several values, got none; give optim.lr=1e-4,2e-4")
+    return [(list(point), [*fixed, *point]) for point in itertools.product(*axes)]
 
 
 def _read(argv: Sequence[str], program: str, fields: Fields, run: bool = False) -> CommandLine:

@@ -32,6 +32,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "evaluation": ("free", "it says when to measure"),
     "tracking": ("free", "metrics.jsonl is the truth"),
     "cluster": ("free", "it says where to run"),
+    "runtime": ("free", "it watches over the run"),
 }
 """By key or section, the longest match counts: whether a change is taken, taken with a warning, or refused; and why."""
 

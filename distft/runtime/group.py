@@ -1,6 +1,7 @@
 """The process group: joining it, leaving it, and the few small agreements between ranks outside an engine."""
 
 import os
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -8,6 +9,10 @@ import torch
 import torch.distributed as dist
 
 from distft.runtime.env import Ranks
+from distft.runtime.rendezvous import meet
+
+JOIN_MIN = 10
+"""How long ranks wait for each other at the start: a node may have its packages on a cold file system."""
 
 
 class Group:
@@ -18,6 +23,7 @@ class Group:
 
     def __init__(self, ranks: Ranks, timeout_min: float = 30):
         self.ranks = ranks
+        self.agreed_at = time.monotonic()
         cuda = torch.cuda.is_available()
         # One task a GPU with its own CUDA_VISIBLE_DEVICES sees one device, whatever its local rank.
         self.device = (
@@ -25,29 +31,24 @@ class Group:
         )
         if cuda:
             torch.cuda.set_device(self.device)
-        timeout = timedelta(minutes=timeout_min)
-        if ranks.launcher == "none":
-            # A group of one: DeepSpeed and FSDP2 run on a single process too.
+        backend, timeout = "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(minutes=timeout_min)
+        # DeepSpeed and torch's device meshes read these.
+        os.environ.update(
+            RANK=str(ranks.global_rank), LOCAL_RANK=str(ranks.local_rank), WORLD_SIZE=str(ranks.world_size)
+        )
+        with meet(ranks, timeout_s=60 * JOIN_MIN) as store:
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+                backend, store=store, rank=ranks.global_rank, world_size=ranks.world_size, timeout=timeout
             )
-            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-        else:
-            os.environ.update(
-                MASTER_ADDR=ranks.master_addr,
-                MASTER_PORT=str(ranks.master_port),
-                RANK=str(ranks.global_rank),
-                LOCAL_RANK=str(ranks.local_rank),
-                WORLD_SIZE=str(ranks.world_size),
-            )
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
-        self.host = dist.new_group(backend="gloo", timeout=timeout)
+            self.host = dist.new_group(backend="gloo", timeout=timeout)
+            self.barrier()  # rank 0 answers until all are in
 
     def table(self, *values: float) -> torch.Tensor:
         """Every rank's values, float64 `[world_size, len(values)]`: one small collective for many agreements."""
         mine = torch.tensor(values, dtype=torch.float64)
         rows = torch.empty(self.ranks.world_size, len(values), dtype=torch.float64)
         dist.all_gather_into_tensor(rows.view(-1), mine, group=self.host)
+        self.agreed_at = time.monotonic()
         return rows
 
     def any(self, flag: bool) -> bool:

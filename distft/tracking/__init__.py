@@ -1,7 +1,7 @@
-"""Tracking: one seam of three verbs, and five observers of the same rows.
+"""Tracking: one seam of three verbs, and six observers of the same rows.
 
-`metrics.jsonl` is the truth about a run and must be written; console, report, W&B and TensorBoard are mirrors of it,
-and a mirror that fails never stops the training.
+`metrics.jsonl` is the truth about a run and must be written; console, status.json, report, W&B and TensorBoard are
+mirrors of it, and a mirror that fails never stops the training.
 """
 
 import logging
@@ -67,8 +67,9 @@ def build(tracking: schema.NoTracking | schema.Wandb | schema.Tensorboard, *, gl
     from distft.tracking.console import ConsoleTracker
     from distft.tracking.metrics import MetricsFile
     from distft.tracking.report import Report
+    from distft.tracking.status import StatusFile
 
-    mirrors: dict[str, Tracker] = {"console": ConsoleTracker()}
+    mirrors: dict[str, Tracker] = {"console": ConsoleTracker(), "status.json": StatusFile()}
     if isinstance(tracking, schema.Wandb):
         from distft.tracking.wandb import WandbMirror
 

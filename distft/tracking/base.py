@@ -24,6 +24,7 @@ class RunInfo:
     first_step: int = 0
     """Steps that are done: 0 for a fresh run, N when it goes on from the checkpoint of step N."""
     config: dict[str, Any] = field(default_factory=dict)
+    world_size: int = 1
 
 
 @dataclass(frozen=True)

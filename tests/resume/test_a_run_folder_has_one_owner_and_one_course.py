@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from distft.status import Status
 from tests.resume import hooks, runs
 from tests.resume.tiny_run import write_dialogues
 
@@ -18,8 +19,9 @@ def test_a_second_process_is_refused_and_the_owner_s_death_frees_the_folder(comm
     before = (tmp_path / "run" / "config.yaml").stat().st_mtime_ns
     second = commands.run(*words)
     assert second.code == 2, second.output
-    assert f"belongs to {(tmp_path / 'run' / 'owner.json').read_text()}; wait for it to end" in second.output
-    assert f'"pid": {owner.processes[0].pid}' in second.output
+    card = json.loads((tmp_path / "run" / "owner.json").read_text())
+    told = f"belongs to process {owner.processes[0].pid} on {card['host']}, started {card['since']}; wait for it to end"
+    assert told in second.output
     assert (tmp_path / "run" / "config.yaml").stat().st_mtime_ns == before
 
     owner.signal(0, signal.SIGKILL)
@@ -50,7 +52,10 @@ def again(begun, tiny, tmp_path):
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.parent.name != "logs"}
+    """All files but those that say who came by, and when."""
+    passing = ("owner.json", ".now", "status.json")
+    files = [p for p in folder.rglob("*") if p.is_file() and p.parent.name != "logs" and p.name not in passing]
+    return {str(p): p.read_bytes() for p in files} | {"state": Status.read(folder).state.encode()}
 
 
 @pytest.mark.parametrize(
@@ -78,7 +83,7 @@ def test_another_course_is_refused_by_name(commands, again, tmp_path, change, ke
 
 def test_data_of_another_content_under_the_same_name_is_refused(commands, begun, again, tmp_path):
     content = (begun / "own.jsonl").read_bytes()
-    before = {name: text for name, text in snapshot(tmp_path / "run").items() if not name.endswith("owner.json")}
+    before = snapshot(tmp_path / "run")
     try:
         write_dialogues(begun / "own.jsonl", 4)
         refused = commands.run(*again())
@@ -86,8 +91,7 @@ def test_data_of_another_content_under_the_same_name_is_refused(commands, begun,
         (begun / "own.jsonl").write_bytes(content)
     assert refused.code == 2, refused.output
     assert "error: data.train: content must stay what the run began with" in refused.output
-    after = {name: text for name, text in snapshot(tmp_path / "run").items() if not name.endswith("owner.json")}
-    assert after == before
+    assert snapshot(tmp_path / "run") == before
 
 
 def test_a_changed_rate_is_taken_with_a_warning(commands, again, tmp_path):

@@ -84,7 +84,7 @@ def test_first_rank_without_tracking_writes_metrics_and_report(info, summary, tm
     tracker.start(info())
     log_steps(tracker, 1, 10)
     tracker.close(summary)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "report.html", "status.json"]
     assert "a-run: finished" in capsys.readouterr().out
 
 

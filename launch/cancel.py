@@ -1,0 +1,51 @@
+"""python -m launch.cancel RUN [--now]: asks a run or a sweep to save and stop, and keeps it from being requeued."""
+
+import os
+import signal
+from pathlib import Path
+
+from distft import owner
+from distft.cli import run_command
+from distft.errors import ConfigError
+from distft.runtime import slurm
+from launch.record import CANCEL, Record
+from launch.status import runs_in
+
+
+def main(argv: list[str]) -> None:
+    folders = [Path(word) for word in argv if not word.startswith("-")]
+    if unknown := [word for word in argv if word.startswith("-") and word != "--now"]:
+        raise ConfigError(f"{unknown[0]}: no such option; options: --now, which kills without a save")
+    if not folders:
+        raise ConfigError("RUN: must be a run's or a sweep's folder, got nothing; give runs/NAME")
+    for folder in folders:
+        for run in runs_in(folder):
+            print(f"{run}: {cancel(run, now='--now' in argv)}")
+
+
+def cancel(run: Path, *, now: bool) -> str:
+    """Stops a run; says how."""
+    record, card = Record.read(run), owner.read(run)
+    job = (card or {}).get("job") or (record.job if record and record.cluster == "slurm" else None)
+    state = slurm.job_state(job) if job else None
+    if job and state == "PENDING":
+        (run / CANCEL).touch()
+        return _told(slurm.ask("scancel", job), f"job {job} is taken out of the queue")
+    if job and state in slurm.HOLDS_NODES:
+        (run / CANCEL).touch()
+        if now:
+            return _told(slurm.ask("scancel", job), f"job {job} is killed")
+        # To the ranks alone: the batch script waits for them.
+        return _told(slurm.ask("scancel", "--signal=TERM", job), f"job {job} saves and stops")
+    if card is None or card.get("released") or not owner.is_here_and_alive(card):
+        return "nothing of it runs"
+    os.kill(card["pid"], signal.SIGKILL if now else signal.SIGTERM)
+    return f"process {card['pid']} " + ("is killed" if now else "saves and stops")
+
+
+def _told(answer: str | None, what: str) -> str:
+    return what if answer is not None else "scancel refused"
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,72 @@
+"""Asked to stop, hung, or without progress: a job ends in a clear state, and is requeued only if that is meant."""
+
+import os
+import signal
+import subprocess
+
+from distft.runtime import slurm
+from distft.status import Status
+from launch.cancel import cancel
+from launch.status import row_of
+from tests.resume import runs
+from tests.slurm.real_cluster import ends, reached, run, story, until
+
+
+def test_scancel_saves_and_is_final(cluster, words, tmp_path):
+    job = cluster.launch(tmp_path / "run", words())
+    reached(tmp_path / "run", 15)
+    subprocess.run(["scancel", job], check=True)
+    status = ends(tmp_path / "run", job, "stopped")
+    last = len(runs.rows(tmp_path / "run", "train"))
+    assert runs.steps(tmp_path / "run")[-1] == last == status.step, "the step in hand was finished and saved"
+    assert slurm.job_state(job) == "CANCELLED"
+
+
+def test_cancel_saves_and_keeps_the_job_from_being_requeued(cluster, words, tmp_path):
+    job = cluster.launch(tmp_path / "run", words())
+    reached(tmp_path / "run", 15)
+    assert "saves and stops" in cancel(tmp_path / "run", now=False)
+    ends(tmp_path / "run", job, "stopped")
+    assert "not requeued: it was cancelled" in story(tmp_path / "run")
+    assert row_of(tmp_path / "run").state == "stopped"
+    again = cluster.launch(tmp_path / "run", words("steps=20"))
+    assert "is killed" in cancel(tmp_path / "run", now=True) or "queue" in cancel(tmp_path / "run", now=True)
+    until(lambda: slurm.job_state(again) == "CANCELLED", 30)
+
+
+def test_a_rank_that_hangs_is_named_and_the_job_starts_again(cluster, words, straight, tmp_path):
+    job = cluster.launch(tmp_path / "run", words("runtime.hang_after=8"))
+    reached(tmp_path / "run", 15)
+    for rank in cluster.ranks_on(2, tmp_path):
+        os.kill(rank, signal.SIGSTOP)
+    until(lambda: Status.read(tmp_path / "run").state == "hung", 40, lambda: story(tmp_path / "run"))
+    told = (tmp_path / "run" / "logs" / "hang.txt").read_text()
+    assert "rank 1 on n2 does not answer" in told and "1 of 2 ranks wait at" in told
+    assert "most recent call first" in (tmp_path / "run" / "logs" / "hang-rank-00000.txt").read_text()
+    status = ends(tmp_path / "run", job, "finished")
+    assert status.bad_nodes == {"n2": 1}
+    assert runs.adapter(tmp_path / "run") == straight()
+
+
+def test_a_node_that_hung_twice_is_left_out(cluster, words, tmp_path):
+    (tmp_path / "run").mkdir(mode=0o700)
+    Status(bad_nodes={"n1": 1}).write(tmp_path / "run")
+    job = cluster.launch(tmp_path / "run", words("cluster.nodes=1", "cluster.tasks_per_node=2", "runtime.hang_after=8"))
+    reached(tmp_path / "run", 12)
+    os.kill(cluster.ranks_on(1, tmp_path)[-1], signal.SIGSTOP)
+    ends(tmp_path / "run", job, "finished")
+    assert Status.read(tmp_path / "run").bad_nodes == {"n1": 2}
+    assert run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%N").strip() == "n2"
+    assert "requeued without n1" in story(tmp_path / "run")
+
+
+def test_a_run_without_progress_gives_up(cluster, words, tmp_path):
+    job = cluster.launch(tmp_path / "run", words("cluster.max_restarts=1", "checkpoint.every=1000"))
+    for start in (1, 2):
+        until(lambda: Status.read(tmp_path / "run").starts == start, 60, lambda: story(tmp_path / "run"))  # noqa: B023
+        until(lambda: cluster.ranks_on(1, tmp_path), 20)
+        run("scancel", "--signal=KILL", job)
+        until(lambda: slurm.job_state(job) != "RUNNING", 30)
+    until(lambda: slurm.job_state(job) not in ("PENDING", "RUNNING", "COMPLETING"), 60, lambda: story(tmp_path / "run"))
+    assert "it has made no step that was saved in 2 starts" in story(tmp_path / "run")
+    assert row_of(tmp_path / "run").state == "failed"
