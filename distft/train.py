@@ -14,7 +14,9 @@ from distft.runtime.env import Ranks, read_ranks
 from distft.runtime.stop import StopFlag
 
 if TYPE_CHECKING:
+    from distft.data.prepare import Prepared
     from distft.loop import Run
+    from distft.task.base import Task
 
 logger = logging.getLogger(__name__)
 
@@ -39,10 +41,12 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
     from distft.data.prepare import prepare
     from distft.model import load as model
     from distft.model.tokenizer import load_tokenizer
+    from distft.task import base as tasks
 
     model.check(config.model, config.data.max_length)
     tokenizer = load_tokenizer(config.model, config.data.chat_template)
-    prepared = prepare(config.data, tokenizer, poll=stop.raise_if_set)
+    task = tasks.build(config.task)
+    prepared = prepare(config.data, task.reader(tokenizer, config.data, None), poll=stop.raise_if_set)
 
     if ranks.is_main:
         folder.claim()
@@ -53,7 +57,7 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
 
         group = Group(ranks)  # the others may make log files once rank 0 owns the folder
         log.to_folder(folder.path, ranks.global_rank)
-        run = _assemble(config, group, folder, tokenizer, prepared, stop)
+        run = _assemble(config, group, folder, task, tokenizer.pad_token_id, prepared, stop)
     except ConfigError:
         if ranks.is_main:
             folder.abandon()
@@ -63,28 +67,36 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
     return folder.path
 
 
-def _assemble(config: Config, group: Any, folder: RunFolder, tokenizer: Any, prepared: Any, stop: StopFlag) -> "Run":
+def _assemble(
+    config: Config, group: Any, folder: RunFolder, task: "Task", pad_id: int, prepared: "Prepared", stop: StopFlag
+) -> "Run":
     """Joins the parts: base, adapter, engine, data, tracker, checkpoints, in the order in which they depend."""
     from distft.checkpoint import Checkpoints
     from distft.data.loader import Loader
     from distft.data.pack import plan
     from distft.engine import base as engines
-    from distft.evaluation import held_out_batches
+    from distft.evaluation import held_out
     from distft.loop import Progress, Run
     from distft.model import load as model
     from distft.plan_lines import describe_run
-    from distft.task.causal_lm import CausalLM
     from distft.tracking import RunInfo
     from distft.tracking import build as build_tracker
 
     engine = engines.build(config, group, model.compute_dtype(config.model, group.device))
-    loaded = model.load(config.model, config.adapter, seed=config.seed, device=group.device, shard=engine.shard)
+    loaded = model.load(
+        config.model,
+        config.adapter,
+        seed=config.seed,
+        device=group.device,
+        shard=engine.shard,
+        architecture=task.architecture(prepared.facts),
+    )
     stop.raise_if_set()
-    task = CausalLM(loaded.model, loaded.compute_dtype)
-    weights, describe = task.weights_file, task.describe(config.model)
-    engine.start(task)
+    module = task.module(loaded, prepared.facts)
+    weights, describe = module.weights_file, module.describe(config.model)
+    engine.start(module)
 
-    ranks, pad_id = group.ranks, tokenizer.pad_token_id
+    ranks = group.ranks
     loader = Loader(
         prepared.train,
         plan(prepared.train.lengths, config.data.max_length, config.data.packing),
@@ -96,8 +108,6 @@ def _assemble(config: Config, group: Any, folder: RunFolder, tokenizer: Any, pre
         world_size=ranks.world_size,
         pad_id=pad_id,
     )
-    held_out = held_out_batches(prepared.eval, config.data, ranks, pad_id) if prepared.eval else []
-
     checkpoints = Checkpoints(folder.path, group, weights=weights, keep=config.checkpoint.keep, describe=describe)
     newest = checkpoints.find(config.resume)
     state = checkpoints.load(engine, newest) if newest else None
@@ -122,7 +132,7 @@ def _assemble(config: Config, group: Any, folder: RunFolder, tokenizer: Any, pre
         group=group,
         engine=engine,
         loader=loader,
-        held_out=held_out,
+        held_out=held_out(prepared.eval, task, config, prepared.facts, ranks, pad_id) if prepared.eval else None,
         checkpoints=checkpoints,
         tracker=tracker,
         stop=stop,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from distft.data.template import Malformed
+from distft.data.document import Malformed
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".yml", ".yaml")
 YAML = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every scalar a string: an unquoted Yes stays "Yes"

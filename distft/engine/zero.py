@@ -12,7 +12,7 @@ from distft.config import schema
 from distft.data.loader import Batch
 from distft.engine.base import ReadTensor, Tensors
 from distft.runtime.group import Group
-from distft.task.causal_lm import CausalLM, Prompts
+from distft.task.base import Prompts, TaskModule
 
 
 class Zero:
@@ -34,7 +34,7 @@ class Zero:
         self.world_size = group.ranks.world_size
         self.stage = 3 if isinstance(settings, schema.Zero3) else 2
         self.config = _deepspeed_config(settings, optim_settings, self.stage)
-        self.task: CausalLM
+        self.task: TaskModule
         self.parameters: dict[str, nn.Parameter]
         self.engine: Any
 
@@ -42,12 +42,11 @@ class Zero:
         if self.stage == 3:
             self.deepspeed.zero.Init(module=block, config_dict_or_path=self.config, mem_efficient_linear=False)
 
-    def start(self, task: CausalLM) -> None:
+    def start(self, task: TaskModule) -> None:
         self.shard(task)
         self.task, self.parameters = task, task.trainable()
         if self.stage == 3:
-            # The loss reads the head's weight outside the head's own forward pass.
-            for parameter in task.head_parameters():
+            for parameter in task.read_outside_its_module():
                 self.deepspeed.zero.register_external_parameter(task, parameter)
         optimizer = optim.build(self.optim, list(self.parameters.values()))
         self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
@@ -76,7 +75,7 @@ class Zero:
         return float("nan") if self.optimizer.overflow else float(self.engine.get_global_grad_norm())
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> Tensor:
+    def evaluate(self, batch: Batch) -> tuple[Tensor, list[Any]]:
         self.engine.eval()
         return self.engine(batch.to(self.device))
 

@@ -6,13 +6,13 @@ No rank ever holds more than its share of the base plus one block.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from peft import PeftModel
+from peft import PeftModel, TaskType
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -25,6 +25,41 @@ from distft.model.recompute import checkpoint_activations
 from distft.model.weights import Weights, random_readers, safetensors_readers
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Which model is made of the base, as its task wants it."""
+
+    auto: Any = AutoModelForCausalLM
+    """A class of `transformers` with `from_config` and `from_pretrained`."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Entries of the model's config, such as `id2label`."""
+    heads: tuple[str, ...] = ()
+    """Paths of modules that no base has: drawn from the seed, trained in full, saved with the adapter."""
+    finish: Callable[[PreTrainedModel], None] | None = None
+    """Changes the skeleton (on meta) where `auto` knows no such head."""
+    peft_task: TaskType = TaskType.CAUSAL_LM
+
+    def skeleton(self, config: Any, attention: str, trust_remote_code: bool = False) -> PreTrainedModel:
+        """The model without weights, on meta."""
+        for name, value in self.settings.items():
+            setattr(config, name, value)
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = self.auto.from_config(
+                config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=trust_remote_code
+            )
+            if self.finish is not None:
+                self.finish(model)
+        return model
+
+    def new_modules(self, model: PreTrainedModel) -> list[str]:
+        """Those of `heads` that this model has."""
+        names = dict(model.named_modules())
+        return [head for head in self.heads if head in names]
+
+
+CAUSAL = Architecture()
 
 
 @dataclass(frozen=True)
@@ -98,6 +133,7 @@ def load(
     seed: int,
     device: torch.device,
     shard: Callable[[nn.Module], None],
+    architecture: Architecture = CAUSAL,
 ) -> Loaded:
     """Builds the model block by block, `shard(block)` taking each over as soon as its weights are real.
 
@@ -108,20 +144,18 @@ def load(
     """
     attention.register()
     stored, compute = DTYPES[config.dtype], compute_dtype(config, device)
-    with init_empty_weights(include_buffers=False):
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
-            read_hf_config(config),
-            dtype=torch.float32,
-            attn_implementation=_attention(config.attention, device),
-            trust_remote_code=config.trust_remote_code,
-        )
+    implementation = _attention(config.attention, device)
+    skeleton = architecture.skeleton(read_hf_config(config), implementation, config.trust_remote_code)
+    heads = architecture.new_modules(skeleton)
     skeleton.config.use_cache = False
     skeleton.tie_weights()
     if config.quantization != "none":
         _require_linear_blocks(skeleton)
     weights, files = _open_weights(config, skeleton, seed)
+    new = random_readers(skeleton, seed)
+    weights.add({name: new[name] for name in new if any(name.startswith(f"{head}.") for head in heads)})
     base = _Base(skeleton, weights, device)
-    model = adapter.attach(skeleton, adapter_config)
+    model = adapter.attach(skeleton, adapter_config, heads, architecture.peft_task)
     trainable = adapter.describe_trainable(model)
     checkpoint_activations(skeleton, config.gradient_checkpointing)
 
@@ -163,8 +197,10 @@ def _units(skeleton: PreTrainedModel) -> Iterator[tuple[str, list[nn.Module]]]:
 
 def _require_linear_blocks(skeleton: PreTrainedModel) -> None:
     """Quantisation reaches linear layers. Experts fused into one parameter would stay as they are, in silence."""
-    in_blocks = sum(p.numel() for path, unit in _units(skeleton) if path for p in unit[0].parameters())
-    linear = sum(m.weight.numel() for path, u in _units(skeleton) if path for m in u if isinstance(m, nn.Linear))
+    blocks = [module for path, unit in _units(skeleton) if path for module in unit]  # BERT's embeddings are one too
+    weights = [p for m in blocks if not isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)]
+    in_blocks = sum(p.numel() for p in weights)
+    linear = sum(m.weight.numel() for m in blocks if isinstance(m, nn.Linear))
     if linear < 0.9 * in_blocks:
         raise ConfigError(
             f"model.quantization: nf4 needs the blocks' weights in linear layers, {type(skeleton).__name__} has "
