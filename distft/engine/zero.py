@@ -92,7 +92,7 @@ class Zero:
     def load_trainable_state(self, read: ReadTensor) -> None:
         for name, parameter in self.parameters.items():
             value = read(name).to(self.device)
-            self.deepspeed.utils.safe_set_full_fp32_param(parameter, value)
+            self._replace(parameter, value)
             if self.stage == 2:
                 parameter.copy_(value)
             else:
@@ -120,7 +120,23 @@ class Zero:
             for key in keys:
                 value = read(f"{name}.{key}")
                 if value.dim() > 0:
-                    self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value.to(self.device), key)
+                    self._replace(parameter, value.to(self.device), key)
+
+    @torch.no_grad()
+    def _replace(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
+        """Replaces the float32 master of a parameter, or its optimizer state `key`, by the full `value`."""
+        if self.stage == 2:
+            utils = self.deepspeed.utils
+            if key is None:
+                utils.safe_set_full_fp32_param(parameter, value)
+            else:
+                utils.safe_set_full_optimizer_state(parameter, value, key)
+            return
+        # DeepSpeed's own setter reads past the end of a weight that the ranks do not divide: a bias of three labels.
+        share, _ = self.optimizer._get_fp32_opt_state_partition(parameter, False, optim_state_key=key)
+        start = share.numel() * self.optimizer._get_param_partition_rank(parameter)
+        mine = value.flatten()[start : start + share.numel()]
+        share[: mine.numel()].copy_(mine)
 
     def _flat_partitions(self) -> list[Tensor]:
         """This rank's float32 partitions, which are what the optimizer sees as its parameters."""
