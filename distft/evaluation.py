@@ -9,6 +9,7 @@ from distft.data.corpus import Corpus
 from distft.data.loader import Batch, evaluation_batches
 from distft.data.pack import plan
 from distft.engine.base import Engine
+from distft.errors import ConfigError
 from distft.runtime.env import Ranks
 from distft.runtime.group import Group
 from distft.runtime.stop import StopFlag
@@ -51,7 +52,16 @@ class HeldOut:
 def held_out(
     corpus: Corpus, task: Task, config: schema.Config, facts: dict[str, Any], ranks: Ranks, pad_id: int
 ) -> HeldOut:
-    """This rank's share of the held-out rows, packed or padded as training rows are."""
+    """This rank's share of the held-out rows, packed or padded as training rows are.
+
+    Raises ConfigError where `evaluation.metric` is none of those that there are for this data.
+    """
+    metrics = task.metrics(facts)
+    if config.evaluation.metric not in ("loss", *metrics):
+        raise ConfigError(
+            f"evaluation.metric: must be one of loss, {', '.join(metrics)} for this data, got "
+            f"{config.evaluation.metric}; set evaluation.metric=loss"
+        )
     batches = evaluation_batches(
         corpus,
         plan(corpus.lengths, config.data.max_length, config.data.packing),
@@ -60,7 +70,7 @@ def held_out(
         world_size=ranks.world_size,
         pad_id=pad_id,
     )
-    return HeldOut(corpus, batches, task, facts, bool(config.task.METRICS))
+    return HeldOut(corpus, batches, task, facts, bool(metrics))
 
 
 def write_files(scores: Scores, folder: Path) -> None:

@@ -292,4 +292,4 @@ ANYWHERE: tuple[Check, ...] = (
     _run_root,
     *check_task.ANYWHERE,
 )
-HERE: tuple[Check, ...] = (_model_is_there, _data_is_there, _resume_is_there, _packages, _gpu)
+HERE: tuple[Check, ...] = (_model_is_there, _data_is_there, _resume_is_there, _packages, _gpu, *check_task.HERE)

@@ -1,5 +1,6 @@
 """Checks between the task and the other sections. Imports no torch."""
 
+import importlib.util
 from collections.abc import Iterator
 
 from distft.config.keys import nearest, show
@@ -40,4 +41,14 @@ def _samples(task: AnyTask, evaluation: Evaluation) -> Iterator[str]:
         )
 
 
+def _packages(task: AnyTask) -> Iterator[str]:
+    missing = [package for module, package in task.PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        yield (
+            f"task: {task.name} must have the packages that measure it, got no {', '.join(missing)}; "
+            "pip install 'distft[metrics]'"
+        )
+
+
 ANYWHERE = (_formats, _metric, _samples)
+HERE = (_packages,)

@@ -25,6 +25,8 @@ class CausalLm(Section):
     """Whether the loss is a token's cross-entropy, so that there is a perplexity."""
     REPLIES: ClassVar[bool] = True
     """Whether the model can be asked for replies to prompts (`evaluation.samples`)."""
+    PACKAGES: ClassVar[dict[str, str]] = {}
+    """Of the extra `metrics`: modules that it imports, and the packages they are in."""
 
     name: Literal["causal_lm"]
 
@@ -34,6 +36,7 @@ class SequenceClassification(Section):
     METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "micro_f1", "mse", "pearson", "spearman")
     TOKEN_LOSS: ClassVar[bool] = False
     REPLIES: ClassVar[bool] = False
+    PACKAGES: ClassVar[dict[str, str]] = {"sklearn": "scikit-learn"}
 
     name: Literal["sequence_classification"]
     kind: Literal["auto", "single_label", "multi_label", "regression"] = "auto"

@@ -1,5 +1,6 @@
 """Which rows make up a step, and this rank's share of them: arithmetic on (seed, epoch, step), no state."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -119,8 +120,13 @@ def evaluation_batches(
 
 
 def collate(corpus: Corpus, rows: Rows, chosen: np.ndarray, pad_id: int, seed: int) -> Batch:
-    """These rows as one batch; no rows: a single padding token, which weighs nothing."""
+    """These rows as one batch; no rows: a single padding token, which weighs nothing.
+
+    Where labels are not next tokens, all documents lie in one row, B = 1: no place is padding, packed or not.
+    """
     numbers = [rows[row].tolist() for row in chosen] or [[]]
+    if corpus.layout.labels != "next_token":
+        numbers = [list(itertools.chain.from_iterable(numbers))]
     documents = [[corpus.document(i) for i in row] for row in numbers]
     sizes = [sum(len(ids) for ids, _ in row) for row in documents]
     width = max([1, *sizes])
@@ -141,7 +147,7 @@ def collate(corpus: Corpus, rows: Rows, chosen: np.ndarray, pad_id: int, seed: i
     ends = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(ends[-1]) - np.repeat(ends[:-1], lengths)
     targets = _targets(corpus, documents, sizes, width)
-    everyone = [i for row in numbers for i in row]
+    everyone = list(itertools.chain.from_iterable(numbers))
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(positions.reshape(input_ids.shape)),

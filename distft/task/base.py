@@ -18,6 +18,7 @@ from distft.config import schema
 from distft.data.corpus import Corpus
 from distft.data.document import Reader
 from distft.data.loader import Batch
+from distft.errors import ConfigError
 from distft.location import choose
 from distft.model import attention
 from distft.model.adapter import ADAPTER
@@ -62,10 +63,14 @@ class Task(Protocol):
         """The model with its loss."""
         ...
 
+    def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
+        """Those of the section's METRICS that there are for this data."""
+        ...
+
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         """Metrics of the outputs of `TaskModule.evaluate`, by document of `held_out`; each document stands there once.
 
-        Called on one rank. A task without METRICS is never asked.
+        Called on one rank, and only if there are `metrics`.
         """
         ...
 
@@ -113,10 +118,28 @@ class TaskModule(nn.Module):
         """Last hidden states [B, S, H] of the packed batch; no document sees another one."""
         return self.base.base_model(
             input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            use_cache=False,
+            position_ids=batch.position_ids + self._first_position(),
+            **({"use_cache": False} if hasattr(self.base.config, "use_cache") else {}),
+            **self._token_types(batch),
             **self.documents(batch.document_ends, batch.max_document),
         ).last_hidden_state
+
+    def _first_position(self) -> int:
+        """RoBERTa and its kin count positions from one past the padding token's id."""
+        embeddings = getattr(getattr(self.base.base_model, "embeddings", None), "position_embeddings", None)
+        padding = getattr(embeddings, "padding_idx", None)
+        return 0 if padding is None else padding + 1
+
+    def _token_types(self, batch: Batch) -> dict[str, Tensor]:
+        """1 for what follows the first separator of its document: the second text of a pair."""
+        separator = self.facts.get("separator")
+        if separator is None:
+            return {}
+        separators = (batch.input_ids == separator).flatten().long()
+        before = separators.cumsum(0) - separators
+        starts, lengths = batch.document_ends[:-1].long(), batch.document_ends.diff().long()
+        in_document = before - before[starts].repeat_interleave(lengths)
+        return {"token_type_ids": in_document.clamp(max=1).view_as(batch.input_ids)}
 
     def documents(self, ends: Tensor, longest: int) -> dict[str, Any]:
         """The documents' boundaries in the words of the attention in use."""
@@ -126,6 +149,11 @@ class TaskModule(nn.Module):
             return {"document_ends": ends, "document_groups": groups, "max_document": longest}
         if implementation.startswith("flash"):
             return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+        if any(getattr(module, "is_causal", True) is False for module in self.base.base_model.modules()):
+            raise ConfigError(
+                f"model.attention: must be varlen or flash_attention_2 for an encoder, whose documents lie side by "
+                f"side without padding, got {implementation}; set model.attention=varlen"
+            )
         return {}  # mask-based attention reads the boundaries off the positions, which restart
 
     @property
@@ -162,6 +190,8 @@ class TaskModule(nn.Module):
 def build(config: schema.AnyTask) -> Task:
     """The task that the config names."""
     from distft.task.causal_lm import CausalLmTask
+    from distft.task.sequence_classification import SequenceClassificationTask
 
-    assert isinstance(config, schema.CausalLm)
+    if isinstance(config, schema.SequenceClassification):
+        return SequenceClassificationTask(config)
     return CausalLmTask()

@@ -31,6 +31,9 @@ class CausalLmTask:
     def module(self, loaded: Loaded, facts: dict[str, Any]) -> "CausalLM":
         return CausalLM(loaded.model, loaded.compute_dtype)
 
+    def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
+        return ()
+
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         return Scores({})
 
