@@ -17,6 +17,7 @@ from distft.config import schema
 from distft.errors import ConfigError
 from distft.location import choose, locate
 from distft.model import adapter, load
+from distft.model.architecture import Architecture
 from distft.model.quantize import StoredLinear
 from distft.model.tokenizer import load_tokenizer
 from distft.task import base as tasks
@@ -29,7 +30,7 @@ class Trained:
 
     model: PreTrainedModel | PeftModel
     start: dict[str, Tensor]
-    architecture: load.Architecture
+    architecture: Architecture
 
 
 def tokenizer_of(run: Path, config: schema.Config) -> PreTrainedTokenizerFast:
@@ -124,9 +125,7 @@ def _with_plain_layers(model: nn.Module) -> Any:
     return model.float().cpu()
 
 
-def _load(
-    model: schema.Model, method: schema.Lora | schema.Full, seed: int, architecture: load.Architecture
-) -> load.Loaded:
+def _load(model: schema.Model, method: schema.Lora | schema.Full, seed: int, architecture: Architecture) -> load.Loaded:
     plain = model.model_copy(update={"compute_dtype": "float32", "attention": "sdpa", "gradient_checkpointing": "none"})
     # 4-bit codes are made anew: where they were made, a GPU, its kernels make the same ones.
     on_gpu = model.quantization != "none" and torch.cuda.is_available()

@@ -6,60 +6,25 @@ No rank ever holds more than its share of the base plus one block.
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from peft import PeftModel, TaskType
+from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from distft.config import schema
 from distft.errors import ConfigError
 from distft.location import choose, locate
 from distft.model import adapter, attention, gguf
+from distft.model.architecture import CAUSAL, Architecture
 from distft.model.quantize import StoredLinear, encoding_for
 from distft.model.recompute import checkpoint_activations
 from distft.model.weights import Weights, random_readers, safetensors_readers
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Which model is made of the base, as its task wants it."""
-
-    auto: Any = AutoModelForCausalLM
-    """A class of `transformers` with `from_config` and `from_pretrained`."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """Entries of the model's config, such as `id2label`."""
-    heads: tuple[str, ...] = ()
-    """Paths of modules that no base has: drawn from the seed, trained in full, saved with the adapter."""
-    finish: Callable[[PreTrainedModel], None] | None = None
-    """Changes the skeleton (on meta) where `auto` knows no such head."""
-    peft_task: TaskType = TaskType.CAUSAL_LM
-
-    def skeleton(self, config: Any, attention: str, trust_remote_code: bool = False) -> PreTrainedModel:
-        """The model without weights, on meta."""
-        for name, value in self.settings.items():
-            setattr(config, name, value)
-        with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = self.auto.from_config(
-                config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=trust_remote_code
-            )
-            if self.finish is not None:
-                self.finish(model)
-        return model
-
-    def new_modules(self, model: PreTrainedModel) -> list[str]:
-        """Those of `heads` that this model has."""
-        names = dict(model.named_modules())
-        return [head for head in self.heads if head in names]
-
-
-CAUSAL = Architecture()
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from distft.errors import ConfigError
 from distft.location import choose
 from distft.model import attention
 from distft.model.adapter import ADAPTER
-from distft.model.load import Architecture, Loaded
+from distft.model.architecture import Architecture
+from distft.model.load import Loaded
 
 FACTS = "task.json"
 """File beside the weights of every checkpoint: what the task's reader learnt of the data."""

@@ -13,7 +13,8 @@ from distft.data.corpus import Corpus
 from distft.data.loader import Batch
 from distft.data.template import Template
 from distft.loss import token_loss
-from distft.model.load import CAUSAL, Architecture, Loaded
+from distft.model.architecture import CAUSAL, Architecture
+from distft.model.load import Loaded
 from distft.task.base import Prompts, Scores, TaskModule
 
 HEAD_CHUNK = 256  # supervised tokens whose logits exist at once where the head is no plain linear layer

@@ -14,7 +14,8 @@ from distft.config import schema
 from distft.data.corpus import Corpus
 from distft.data.loader import Batch
 from distft.errors import ConfigError
-from distft.model.load import Architecture, Loaded
+from distft.model.architecture import Architecture
+from distft.model.load import Loaded
 from distft.task import classification
 from distft.task.base import Scores, TaskModule
 from distft.task.labels import LabelledTexts
