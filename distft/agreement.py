@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -61,12 +62,13 @@ class Agreement:
             )
 
 
-def check_rows(data: schema.Data, tokenizer: PreTrainedTokenizerFast) -> list[Tensor]:
+def check_rows(config: schema.Config, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any] | None) -> list[Tensor]:
     """The first tokens of a few held-out documents; where the data is not there, of a sentence."""
     from distft.data.prepare import prepare
+    from distft.task import base as tasks
 
     try:
-        prepared = prepare(data, tokenizer)
+        prepared = prepare(config.data, tasks.build(config.task).reader(tokenizer, config.data, facts))
     except ConfigError as error:
         logger.warning("%s; the export is checked on a sentence instead", error.problems[0])
         return [tokenizer(PROSE, return_tensors="pt").input_ids]

@@ -1,4 +1,4 @@
-"""python -m distft.evaluate: loss and replies of a run's base and of what it trained, side by side."""
+"""python -m distft.evaluate: loss, metrics and replies of a run's base and of what it trained, side by side."""
 
 import json
 import math
@@ -15,10 +15,13 @@ from distft.config.schema import Config, Section
 from distft.errors import ConfigError
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
-from distft.trained import check_same_base, check_same_model, find_weights, open_weights
+from distft.trained import check_same_base, check_same_model, facts_beside, find_weights, open_weights
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from distft.evaluation import HeldOut
+    from distft.task.base import Scores
 
 RESULT = "evaluation.json"
 # What a run needed for training and an evaluation does not; a run of 64 ranks is evaluated on one all the same.
@@ -36,17 +39,11 @@ class Command(Section):
 
 @dataclass(frozen=True)
 class Measured:
-    """One column: the held-out loss and the replies."""
+    """One column: held-out loss, metrics, and replies."""
 
-    loss: float
+    numbers: dict[str, float]
     replies: list[str]
-
-    @property
-    def perplexity(self) -> float:
-        return math.exp(min(self.loss, 700.0))
-
-    def as_dict(self) -> dict[str, float]:
-        return {"loss": self.loss, "perplexity": self.perplexity}
+    scores: "Scores"
 
 
 def main(argv: list[str]) -> None:
@@ -69,36 +66,45 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
 
     from distft.data.prepare import prepare
     from distft.engine import base as engines
-    from distft.evaluation import held_out_batches
+    from distft.evaluation import held_out as hold_out
+    from distft.evaluation import write_files
     from distft.model import load as model
     from distft.model.tokenizer import load_tokenizer
     from distft.runtime.group import Group
     from distft.samples import Samples
-    from distft.task.causal_lm import CausalLM
+    from distft.task import base as tasks
 
     weights = find_weights(run, checkpoint)
     model.check(config.model, config.data.max_length)
     tokenizer = load_tokenizer(config.model, config.data.chat_template)
-    held_out = prepare(config.data, tokenizer)
+    task, facts = tasks.build(config.task), facts_beside(weights)
+    held_out = prepare(config.data, task.reader(tokenizer, config.data, facts))
     if held_out.eval is None:
         raise ConfigError("data.eval: must be set where the run held nothing out; give data.eval=my.jsonl")
 
     group = Group(ranks)
     log.to_folder(run, ranks.global_rank)
     engine = engines.build(config, group, model.compute_dtype(config.model, group.device))
-    loaded = model.load(config.model, config.adapter, seed=config.seed, device=group.device, shard=engine.shard)
+    loaded = model.load(
+        config.model,
+        config.adapter,
+        seed=config.seed,
+        device=group.device,
+        shard=engine.shard,
+        architecture=task.architecture(held_out.facts),
+    )
     check_same_base(run, loaded.identity)
-    task = CausalLM(loaded.model, loaded.compute_dtype)
-    trained = open_weights(weights, task.weights_file, task.trainable())
-    engine.start(task)
-    batches = held_out_batches(held_out.eval, config.data, ranks, tokenizer.pad_token_id)
+    module = task.module(loaded, held_out.facts)
+    trained = open_weights(weights, module.weights_file, module.trainable())
+    engine.start(module)
+    rows = hold_out(held_out.eval, task, config, held_out.facts, ranks, tokenizer.pad_token_id)
     samples = Samples(engine, held_out.prompts, tokenizer, config.evaluation, run, group)
 
     # As it starts, every adapter is the base: B = 0, or what was taken from the base is in the adapter (PiSSA).
     # Switched off, the latter would be a base with a part missing.
-    base = _measure(engine, batches, group, samples)
+    base = _measure(config, engine, rows, group, samples)
     engine.load_trainable_state(trained.read)
-    after = _measure(engine, batches, group, samples)
+    after = _measure(config, engine, rows, group, samples)
     result = {
         "run": config.name,
         "weights": str(weights),
@@ -109,8 +115,8 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
             "documents": held_out.eval.num_documents,
             "target_tokens": held_out.eval.num_targets,
         },
-        "base": base.as_dict(),
-        "trained": after.as_dict(),
+        "base": base.numbers,
+        "trained": after.numbers,
         "samples": [
             {"prompt": chat[-2]["content"], "reference": chat[-1]["content"], "base": first, "trained": then}
             for chat, first, then in zip(samples.chats, base.replies, after.replies, strict=True)
@@ -121,6 +127,7 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
         aside = run / f".{RESULT}"
         aside.write_text(json.dumps(result, indent=2, ensure_ascii=False))
         aside.replace(run / RESULT)
+        write_files(after.scores, run)
         from rich.console import Console
 
         show(result, run / RESULT, Console(highlight=False, markup=False))
@@ -136,13 +143,13 @@ def _with_defaults(argv: list[str]) -> list[str]:
     return [*DEFAULTS, *alone, *argv]
 
 
-def _measure(engine: Any, batches: list[Any], group: Any, samples: Any) -> Measured:
-    from distft.evaluation import held_out_loss
+def _measure(config: Config, engine: Any, rows: "HeldOut", group: Any, samples: Any) -> Measured:
     from distft.runtime.stop import StopFlag
 
-    loss = held_out_loss(engine, batches, group, StopFlag())
-    assert loss is not None, "nobody sets this flag"
-    return Measured(loss, samples.replies())
+    scores = rows.score(engine, group, StopFlag())
+    assert scores is not None, "nobody sets this flag"
+    perplexity = {"perplexity": math.exp(min(scores.numbers["loss"], 700.0))} if config.task.TOKEN_LOSS else {}
+    return Measured({**scores.numbers, **perplexity}, samples.replies(), scores)
 
 
 def show(result: dict[str, Any], file: Path, console: "Console") -> None:
@@ -155,7 +162,8 @@ def show(result: dict[str, Any], file: Path, console: "Console") -> None:
     base, trained, data = result["base"], result["trained"], result["data"]
     columns = [Column(name, justify="right") for name in ("base", "trained", "change")]
     table = Table("", *columns, box=None, title=f"{result['run']}: {data['documents']:,} held-out documents")
-    for name, form in (("loss", ".4f"), ("perplexity", ",.2f")):
+    for name in base:
+        form = ",.2f" if name == "perplexity" else ".4f"
         change = f"{100 * (trained[name] / base[name] - 1):+.1f} %" if base[name] else "-"
         table.add_row(name, format(base[name], form), format(trained[name], form), change)
     console.print(table)

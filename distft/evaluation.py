@@ -1,36 +1,81 @@
-"""The held-out loss: every row once over all ranks, each token weighing the same."""
+"""What is measured on held-out rows: each row once over all ranks, each target weighing the same."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from distft.config import schema
 from distft.data.corpus import Corpus
 from distft.data.loader import Batch, evaluation_batches
 from distft.data.pack import plan
 from distft.engine.base import Engine
+from distft.errors import ConfigError
 from distft.runtime.env import Ranks
 from distft.runtime.group import Group
 from distft.runtime.stop import StopFlag
+from distft.task.base import Scores, Task
 
 
-def held_out_batches(corpus: Corpus, data: schema.Data, ranks: Ranks, pad_id: int) -> list[Batch]:
-    """This rank's share of the held-out rows, packed or padded as training rows are."""
-    return evaluation_batches(
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out rows, this rank's share of them, and the task that judges what a model makes of them."""
+
+    corpus: Corpus
+    batches: list[Batch]
+    """Equally many on every rank."""
+    task: Task
+    facts: dict[str, Any]
+    has_metrics: bool
+
+    def score(self, engine: Engine, group: Group, stop: StopFlag) -> Scores | None:
+        """`loss`, the mean over all ranks' targets, and the task's metrics; None where a rank was asked to stop.
+
+        All ranks call it, and get the same numbers; the files are rank 0's.
+        """
+        loss, outputs = 0.0, dict[int, Any]()
+        for batch in self.batches:
+            value, made = engine.evaluate(batch)
+            loss += value.item()
+            outputs.update(zip(batch.documents, made, strict=self.has_metrics))
+            if group.any(stop.is_set):
+                return None
+        total, targets = group.table(loss, sum(batch.num_targets for batch in self.batches)).sum(0).tolist()
+        mean = {"loss": total / max(1.0, targets)}
+        if not self.has_metrics:
+            return Scores(mean)
+        everyone = {number: output for share in group.gather(outputs) for number, output in share.items()}
+        assert len(everyone) == self.corpus.num_documents, "a held-out document was left out, or stands in two batches"
+        found = self.task.scores(everyone, self.corpus, self.facts) if group.ranks.is_main else Scores({})
+        return Scores({**mean, **group.from_main(found.numbers)}, found.files)
+
+
+def held_out(
+    corpus: Corpus, task: Task, config: schema.Config, facts: dict[str, Any], ranks: Ranks, pad_id: int
+) -> HeldOut:
+    """This rank's share of the held-out rows, packed or padded as training rows are.
+
+    Raises ConfigError where `evaluation.metric` is none of those that there are for this data.
+    """
+    metrics = task.metrics(facts)
+    if config.evaluation.metric not in ("loss", *metrics):
+        raise ConfigError(
+            f"evaluation.metric: must be one of loss, {', '.join(metrics)} for this data, got "
+            f"{config.evaluation.metric}; set evaluation.metric=loss"
+        )
+    batches = evaluation_batches(
         corpus,
-        plan(corpus.lengths, data.max_length, data.packing),
-        micro_batch=data.micro_batch,
+        plan(corpus.lengths, config.data.max_length, config.data.packing),
+        micro_batch=config.data.micro_batch,
         global_rank=ranks.global_rank,
         world_size=ranks.world_size,
         pad_id=pad_id,
     )
+    return HeldOut(corpus, batches, task, facts, bool(metrics))
 
 
-def held_out_loss(engine: Engine, batches: list[Batch], group: Group, stop: StopFlag) -> float | None:
-    """Mean loss a target token over all ranks' `batches`; None where a rank was asked to stop meanwhile.
-
-    Ranks hold equally many batches, and all call it.
-    """
-    loss = 0.0
-    for batch in batches:
-        loss += engine.evaluate(batch).item()
-        if group.any(stop.is_set):
-            return None
-    total, targets = group.table(loss, sum(batch.num_targets for batch in batches)).sum(0).tolist()
-    return total / max(1.0, targets)
+def write_files(scores: Scores, folder: Path) -> None:
+    """The evaluation's pages, each replaced whole."""
+    for name, text in scores.files.items():
+        aside = folder / f".{name}"
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(folder / name)

@@ -13,7 +13,7 @@ from distft.config.schema import Config, Full, Lora, Section
 from distft.errors import ConfigError
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
-from distft.trained import check_same_model, find_weights
+from distft.trained import check_same_model, facts_beside, find_weights
 
 if TYPE_CHECKING:
     from distft.agreement import Report
@@ -58,7 +58,7 @@ def export(run: Path, config: Config, settings: Export, weights: Path, target: P
     from distft import agreement, export_formats
 
     tokenizer = export_formats.tokenizer_of(run, config)
-    rows = agreement.check_rows(config.data, tokenizer)
+    rows = agreement.check_rows(config, tokenizer, facts_beside(weights))
     trained = export_formats.load_trained(run, config, weights)
     with _published_whole(target) as folder:
         tokenizer.save_pretrained(folder)

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from distft.agreement import ROUNDED, SAME, Agreement, Report
 from distft.checkpoint import TensorFolder
@@ -17,10 +17,11 @@ from distft.config import schema
 from distft.errors import ConfigError
 from distft.location import choose, locate
 from distft.model import adapter, load
+from distft.model.architecture import Architecture
 from distft.model.quantize import StoredLinear
 from distft.model.tokenizer import load_tokenizer
-from distft.task.causal_lm import CausalLM
-from distft.trained import check_same_base, open_weights
+from distft.task import base as tasks
+from distft.trained import check_same_base, facts_beside, open_weights
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Trained:
 
     model: PreTrainedModel | PeftModel
     start: dict[str, Tensor]
+    architecture: Architecture
 
 
 def tokenizer_of(run: Path, config: schema.Config) -> PreTrainedTokenizerFast:
@@ -41,11 +43,13 @@ def tokenizer_of(run: Path, config: schema.Config) -> PreTrainedTokenizerFast:
 @torch.no_grad()
 def load_trained(run: Path, config: schema.Config, weights: Path) -> Trained:
     """The model as it was trained, computing in float32: NF4 codes and all. Raises ConfigError."""
-    loaded = _load(config.model, config.adapter, config.seed)
+    task, facts = tasks.build(config.task), facts_beside(weights) or {}
+    architecture = task.architecture(facts)
+    loaded = _load(config.model, config.adapter, config.seed, architecture)
     check_same_base(run, loaded.identity)
-    task = CausalLM(loaded.model, loaded.compute_dtype)
-    parameters = task.trainable()
-    tensors = open_weights(weights, task.weights_file, parameters)
+    module = task.module(loaded, facts)
+    parameters = module.trainable()
+    tensors = open_weights(weights, module.weights_file, parameters)
     changes = adapter.changes_base(config.adapter)
     start = {name: p.detach().clone() for name, p in parameters.items()} if changes else {}
     for name, parameter in parameters.items():
@@ -55,7 +59,7 @@ def load_trained(run: Path, config: schema.Config, weights: Path) -> Trained:
                 f"checkpoint: {name} must be {list(parameter.shape)}, got {list(value.shape)} in {weights}"
             )
         parameter.copy_(value)
-    return Trained(loaded.model, start)
+    return Trained(loaded.model, start, architecture)
 
 
 def write_merged(
@@ -80,10 +84,9 @@ def write_merged(
     model.generation_config = _generation_config(config.model, model, tokenizer)
     model.save_pretrained(folder)
     rounded = Agreement(rows, model.float())
+    auto = trained.architecture.auto
     del model, trained
-    read_back = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, trust_remote_code=config.model.trust_remote_code
-    )
+    read_back = auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=config.model.trust_remote_code)
     rounded.require(read_back, "the folder read back", SAME)
     agreement.require(read_back, f"the folder read back, in {dtype}", SAME if dtype == "float32" else ROUNDED)
     return agreement.report
@@ -98,8 +101,9 @@ def write_adapter(trained: Trained, config: schema.Config, weights: Path, folder
     else:
         for name in ("adapter_config.json", "adapter_model.safetensors"):
             shutil.copyfile(weights / name, folder / name)
+    architecture = trained.architecture
     del trained
-    plain = _load(config.model, schema.Lora(method="lora", r=1), config.seed).model
+    plain = _load(config.model, schema.Lora(method="lora", r=1), config.seed, architecture).model
     base = _with_plain_layers(plain).unload()
     read_back = PeftModel.from_pretrained(base, folder)
     agreement.require(read_back, "the folder read back", ROUNDED if rest_was_rounded else SAME)
@@ -121,12 +125,12 @@ def _with_plain_layers(model: nn.Module) -> Any:
     return model.float().cpu()
 
 
-def _load(model: schema.Model, method: schema.Lora | schema.Full, seed: int) -> load.Loaded:
+def _load(model: schema.Model, method: schema.Lora | schema.Full, seed: int, architecture: Architecture) -> load.Loaded:
     plain = model.model_copy(update={"compute_dtype": "float32", "attention": "sdpa", "gradient_checkpointing": "none"})
     # 4-bit codes are made anew: where they were made, a GPU, its kernels make the same ones.
     on_gpu = model.quantization != "none" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    return load.load(plain, method, seed=seed, device=device, shard=lambda block: None)
+    return load.load(plain, method, seed=seed, device=device, shard=lambda block: None, architecture=architecture)
 
 
 def _write_converted(start: dict[str, Tensor], weights: Path, folder: Path) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from distft.checkpoint import Checkpoints
-from distft.config.schema import Config
-from distft.data.loader import Batch, Loader
+from distft.config.schema import LOWER_IS_BETTER, Config
+from distft.data.loader import Loader
 from distft.engine.base import Engine
 from distft.errors import DistftError
-from distft.evaluation import held_out_loss
+from distft.evaluation import HeldOut, write_files
 from distft.optim import learning_rate
 from distft.runtime.group import Group
 from distft.runtime.stop import StopFlag
@@ -34,7 +34,9 @@ class Progress:
     skipped: int = 0
     """Steps whose gradient was not finite."""
     evaluated_at: int | None = None
-    best_loss: float | None = None
+    best_of: str | None = None
+    """The metric that `best` is a value of."""
+    best: float | None = None
     best_step: int | None = None
     without_progress: int = 0
     """Evaluations since the best one."""
@@ -55,7 +57,7 @@ class Run:
     group: Group
     engine: Engine
     loader: Loader
-    held_out: list[Batch]
+    held_out: HeldOut | None
     checkpoints: Checkpoints
     tracker: Tracker
     stop: StopFlag
@@ -150,23 +152,38 @@ def _step(run: Run) -> bool:
 
 
 def _evaluate(run: Run) -> bool:
-    """The held-out loss, if it is its turn; returns whether any rank was asked to stop meanwhile."""
+    """Held-out loss and metrics, if it is their turn; returns whether any rank was asked to stop meanwhile."""
     progress, every = run.progress, run.config.evaluation.every
     due = progress.step == 0 or _is_done(run) or (every is not None and progress.step % every == 0)
-    if not due or not run.held_out or progress.evaluated_at == progress.step:
+    if not due or run.held_out is None or progress.evaluated_at == progress.step:
         return False
-    loss = held_out_loss(run.engine, run.held_out, run.group, run.stop)
-    if loss is None:
+    scores = run.held_out.score(run.engine, run.group, run.stop)
+    if scores is None:
         return True
     progress.evaluated_at = progress.step
-    run.tracker.log({"step": progress.step, "split": "eval", "loss": loss})
-    if progress.best_loss is None or loss < progress.best_loss:
-        progress.best_loss, progress.best_step, progress.without_progress = loss, progress.step, 0
+    run.tracker.log({"step": progress.step, "split": "eval", **scores.numbers})
+    if run.group.ranks.is_main:
+        write_files(scores, run.checkpoints.folder.parent)
+    if _is_best(progress, run.config.evaluation.metric, scores.numbers):
+        progress.best_step, progress.without_progress = progress.step, 0
         if progress.step > 0 and every is not None:
             save(run)
     else:
         progress.without_progress += 1
     return False
+
+
+def _is_best(progress: Progress, metric: str, numbers: dict[str, float]) -> bool:
+    """Notes the metric's value if it is the best so far. One that is not finite never is."""
+    value = numbers[metric]
+    if progress.best_of != metric:  # another one may be asked for when a run goes on
+        progress.best_of, progress.best = metric, None
+    if math.isnan(value):
+        return False
+    if progress.best is not None and (value >= progress.best if metric in LOWER_IS_BETTER else value <= progress.best):
+        return False
+    progress.best = value
+    return True
 
 
 def _watch_gradients(run: Run) -> None:

@@ -46,6 +46,7 @@ class RunFolder:
     def __init__(self, config: Config):
         self.config = config
         self.path = Path(config.run_root).expanduser().absolute() / config.name
+        self._owner: Owner | None = None
         self._new = [folder for folder in [self.path, *self.path.parents] if not folder.exists()]
 
     def check(self) -> list[str]:
@@ -78,26 +79,26 @@ class RunFolder:
         return list(warnings)
 
     @contextlib.contextmanager
-    def owned(self, ranks: Ranks) -> Iterator[Owner | None]:
+    def owned(self, ranks: Ranks) -> Iterator[None]:
         """Makes the folder rank 0's own while the block runs, and keeps `status.json` up to how it ends.
 
         Raises ConfigError naming the owner, if there is another one alive, and DistftError where Slurm has started the
         run too often without progress. A new folder of a run that is refused in the block is removed again.
         """
         if not ranks.is_main:
-            yield None
+            yield
             return
         os.umask(0o077)
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner = Owner(self.path, ranks.job)
-        if taken_over := owner.claim():
+        self._owner = Owner(self.path, ranks.job)
+        if taken_over := self._owner.claim():
             logger.warning(taken_over)
         before = status.Status.read(self.path)
         try:
             newest = max(map(step_of, published(self.path / "checkpoints")), default=0)
             limit = self.config.cluster.max_restarts
             status.begin_start(self.path, ranks.job, newest_step=newest, max_restarts=limit)
-            yield owner
+            yield
             status.end(self.path, "finished")
         except BaseException as error:
             told = str(error).partition("\n")[0] or type(error).__name__
@@ -110,7 +111,11 @@ class RunFolder:
             raise
         finally:
             if self.path.exists():
-                owner.release()
+                self._owner.release()
+
+    def is_mine(self) -> bool:
+        """Whether this process still owns the folder it claimed."""
+        return self._owner is not None and self._owner.is_mine()
 
     def hung(self, reason: str, nodes: list[str]) -> None:
         """Notes that ranks on `nodes` hang. Called on any one rank: rank 0 may be the one."""

@@ -7,7 +7,7 @@ from typing import Any
 from distft.config.schema import Evaluation
 from distft.engine.base import Engine
 from distft.runtime.group import Group
-from distft.task.causal_lm import Prompts
+from distft.task.base import Prompts
 from distft.tracking import Sample
 
 

@@ -10,14 +10,15 @@ from distft.cli import run_command
 from distft.config.compose import load
 from distft.config.schema import Config
 from distft.errors import DistftError, Stopped
-from distft.owner import Owner
 from distft.run_folder import RunFolder
 from distft.runtime import log, slurm
 from distft.runtime.env import Ranks, read_ranks
 from distft.runtime.stop import StopFlag
 
 if TYPE_CHECKING:
+    from distft.data.prepare import Prepared
     from distft.loop import Run
+    from distft.task.base import Task
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +46,14 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
     from distft.data.prepare import prepare
     from distft.model import load as model
     from distft.model.tokenizer import load_tokenizer
+    from distft.task import base as tasks
 
     model.check(config.model, config.data.max_length)
     tokenizer = load_tokenizer(config.model, config.data.chat_template)
-    prepared = prepare(config.data, tokenizer, poll=stop.raise_if_set)
+    task = tasks.build(config.task)
+    prepared = prepare(config.data, task.reader(tokenizer, config.data, None), poll=stop.raise_if_set)
 
-    with folder.owned(ranks) as owner:
+    with folder.owned(ranks):
         for warning in warnings if ranks.is_main else ():
             logger.warning(warning)
         from distft.runtime.group import Group
@@ -59,7 +62,7 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
         log.to_folder(folder.path, ranks.global_rank)
         if config.cluster.preflight:
             _require_fit_nodes(group, folder)
-        run = _assemble(config, group, folder, owner, tokenizer, prepared, stop)
+        run = _assemble(config, group, folder, task, tokenizer.pad_token_id, prepared, stop)
         _train(run, folder, tokenizer, prepared)
         group.leave()
     return folder.path
@@ -79,24 +82,17 @@ def _require_fit_nodes(group: Any, folder: RunFolder) -> None:
 
 
 def _assemble(
-    config: Config,
-    group: Any,
-    folder: RunFolder,
-    owner: Owner | None,
-    tokenizer: Any,
-    prepared: Any,
-    stop: StopFlag,
+    config: Config, group: Any, folder: RunFolder, task: "Task", pad_id: int, prepared: "Prepared", stop: StopFlag
 ) -> "Run":
     """Joins the parts: base, adapter, engine, data, tracker, checkpoints, in the order in which they depend."""
     from distft.checkpoint import Checkpoints
     from distft.data.loader import Loader
     from distft.data.pack import plan
     from distft.engine import base as engines
-    from distft.evaluation import held_out_batches
+    from distft.evaluation import held_out
     from distft.loop import Progress, Run
     from distft.model import load as model
     from distft.plan_lines import describe_run
-    from distft.task.causal_lm import CausalLM
     from distft.tracking import RunInfo
     from distft.tracking import build as build_tracker
 
@@ -106,12 +102,19 @@ def _assemble(
         stop.raise_if_any(group)  # loading may take longer than the warning before a kill
         engine.shard(block)
 
-    loaded = model.load(config.model, config.adapter, seed=config.seed, device=group.device, shard=shard)
-    task = CausalLM(loaded.model, loaded.compute_dtype)
-    weights, describe = task.weights_file, task.describe(config.model)
-    engine.start(task)
+    loaded = model.load(
+        config.model,
+        config.adapter,
+        seed=config.seed,
+        device=group.device,
+        shard=shard,
+        architecture=task.architecture(prepared.facts),
+    )
+    module = task.module(loaded, prepared.facts)
+    weights, describe = module.weights_file, module.describe(config.model)
+    engine.start(module)
 
-    ranks, pad_id = group.ranks, tokenizer.pad_token_id
+    ranks = group.ranks
     loader = Loader(
         prepared.train,
         plan(prepared.train.lengths, config.data.max_length, config.data.packing),
@@ -123,15 +126,13 @@ def _assemble(
         world_size=ranks.world_size,
         pad_id=pad_id,
     )
-    held_out = held_out_batches(prepared.eval, config.data, ranks, pad_id) if prepared.eval else []
-
     checkpoints = Checkpoints(
         folder.path,
         group,
         weights=weights,
         keep=config.checkpoint.keep,
         describe=describe,
-        may_publish=owner.is_mine if owner else None,
+        may_publish=folder.is_mine,
     )
     newest = checkpoints.find(config.resume)
     state = checkpoints.load(engine, newest) if newest else None
@@ -157,7 +158,7 @@ def _assemble(
         group=group,
         engine=engine,
         loader=loader,
-        held_out=held_out,
+        held_out=held_out(prepared.eval, task, config, prepared.facts, ranks, pad_id) if prepared.eval else None,
         checkpoints=checkpoints,
         tracker=tracker,
         stop=stop,

@@ -21,9 +21,9 @@ def check_same_model(run: Path, config: Config) -> list[str]:
     saved = yaml.safe_load((run / "config.yaml").read_text())
     return [
         f"{section}.{key}: must be what the run trained with, {show(before)}, got {show(now)}; remove it"
-        for section in ("model", "adapter")
+        for section in ("task", "model", "adapter")
         for key, now in getattr(config, section).model_dump(mode="json").items()
-        if (before := saved[section].get(key)) != now
+        if (before := saved.get(section, {}).get(key, now)) != now
         and rule_of(f"{section}.{key}")[0] == "refused"
         and f"{section}.{key}" != "model.source"  # a base may move; its content is compared
     ]
@@ -70,6 +70,12 @@ def find_weights(run: Path, wanted: str | None) -> Path:
     if (path / MANIFEST).exists() and (problems := damage(path)):
         raise ConfigError(f"checkpoint: must be whole, got {path}: {'; '.join(problems)}; take another step")
     return path
+
+
+def facts_beside(weights: Path) -> dict[str, Any] | None:
+    """What the task learnt of the data that these weights were trained on, label names for example; null: nothing."""
+    file = weights / "task.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def open_weights(folder: Path, stem: str, trains: Iterable[str]) -> "TensorFolder":

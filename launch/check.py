@@ -143,7 +143,8 @@ def _data(config: Config) -> list[str]:
             if given:
                 try:
                     resolved, wrong = source.resolve(given, key, lambda file: "")
-                    problems += [*wrong, *source.open_parts(resolved, config.data.format, Path(scratch))[1]]
+                    formats = config.task.FORMATS
+                    problems += [*wrong, *source.open_parts(resolved, config.data.format, formats, Path(scratch))[1]]
                 except ConfigError as error:
                     problems += error.problems
     return problems

@@ -18,7 +18,7 @@ ARROWS = {
     "runtime": set(),
     "loss": set(),
     "optim": set(),
-    "evaluation": {"data", "engine", "runtime"},
+    "evaluation": {"data", "engine", "runtime", "task"},
     "data": {"location", "runtime", "model"},
     "model": {"location", "runtime"},
     "task": {"data", "model", "loss", "location"},

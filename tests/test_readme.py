@@ -51,6 +51,10 @@ def test_option_lists_are_those_of_conf(group):
     assert told == options(group)
 
 
+def test_every_task_is_named():
+    assert set(re.findall(r"^\| `([a-z0-9_]+)` \|", README, re.MULTILINE)) >= options("task")
+
+
 def test_every_shipped_model_is_named():
     for model in options("model") - {"hub"}:
         assert f"`{model}`" in README

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from distft.config import check_task
 from distft.config.keys import nearest, show
 from distft.config.schema import (
     Adafactor,
@@ -297,6 +298,7 @@ ANYWHERE: tuple[Check, ...] = (
     _sources,
     _model,
     _run_root,
+    *check_task.ANYWHERE,
 )
-ON_DISK: tuple[Check, ...] = (_model_is_there, _data_is_there, _resume_is_there, _packages)
+ON_DISK: tuple[Check, ...] = (_model_is_there, _data_is_there, _resume_is_there, _packages, *check_task.HERE)
 HERE: tuple[Check, ...] = (*ON_DISK, _gpu)

@@ -14,6 +14,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "steps": ("free", "the schedule stretches with it"),
     "epochs": ("free", "likewise"),
     "resume": ("free", "it says how to start, not what to train"),
+    "task": ("refused", "its targets and its head are what was trained"),
     "model": ("refused", "the adapter fits one base only"),
     "model.compute_dtype": ("warned", "losses differ in their last digits"),
     "model.gradient_checkpointing": ("free", "it trades time for memory"),

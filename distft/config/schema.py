@@ -2,16 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+from distft.config.section import Fraction, Section
+from distft.config.tasks import LOWER_IS_BETTER, AnyTask, CausalLm, SequenceClassification
+
+__all__ = ["LOWER_IS_BETTER", "AnyTask", "CausalLm", "Config", "Section", "SequenceClassification"]
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]{0,127}$")]
-
-
-class Section(BaseModel):
-    """A part of the config: immutable, and refusing keys that it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class Model(Section):
@@ -105,8 +103,8 @@ class Source(Section):
     """Split of a hub dataset."""
     subset: str | None = None
     """Configuration of a hub dataset."""
-    format: Literal["chat", "prompt_completion", "text"] | None = None
-    """null: inferred from the columns."""
+    format: str | None = None
+    """One of the task's formats; null: inferred from the columns."""
 
 
 class Data(Section):
@@ -115,8 +113,8 @@ class Data(Section):
     """Held-out rows; null with `eval_fraction` 0: no evaluation."""
     eval_fraction: Fraction = 0.0
     """Share of `train` held out by a hash of each row's prompt: the same rows whatever the seed. Not beside `eval`."""
-    format: Literal["chat", "prompt_completion", "text"] | None = None
-    """null: inferred from the columns."""
+    format: str | None = None
+    """One of the task's formats; null: inferred from the columns."""
     chat_template: str | None = None
     """A Jinja file in place of the tokenizer's own template."""
     loss_on: Literal["assistant", "all"] = "assistant"
@@ -188,8 +186,8 @@ class Evaluation(Section):
     """Steps between evaluations; null: only before the first step and after the last."""
     patience: PositiveInt | None = None
     """Stop after this many evaluations without a better metric; `adapter/` is then the best, not the last."""
-    metric: Literal["loss"] = "loss"
-    """What "best" means: the lowest held-out loss."""
+    metric: str = "loss"
+    """What "best" means: the lowest held-out loss, or the best value of one of the task's metrics."""
     samples: NonNegativeInt = 0
     """Held-out prompts answered before and after training."""
     max_new_tokens: PositiveInt = 48
@@ -291,6 +289,7 @@ class Config(Section):
     """Passes over the data."""
     resume: str = "auto"
     """`auto`: the newest valid checkpoint, else fresh; `never`: refuse a used run folder; or a checkpoint's path."""
+    task: Annotated[AnyTask, Field(discriminator="name")] = CausalLm(name="causal_lm")
     model: Model
     adapter: Annotated[Lora | Full, Field(discriminator="method")]
     engine: Annotated[Auto | Single | Fsdp | Zero2 | Zero3, Field(discriminator="name")]

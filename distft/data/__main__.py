@@ -44,10 +44,11 @@ def show(config: schema.Config, num_rows: int, console: Console) -> None:
     from distft.data.pack import plan
     from distft.data.prepare import prepare
     from distft.model.tokenizer import load_tokenizer
+    from distft.task import base as tasks
 
     data = config.data
     tokenizer = load_tokenizer(config.model, data.chat_template)
-    prepared = prepare(data, tokenizer)
+    prepared = prepare(data, tasks.build(config.task).reader(tokenizer, data, None))
     sides = {"train": prepared.train} | ({"eval": prepared.eval} if prepared.eval else {})
     plans = {name: plan(corpus.lengths, data.max_length, data.packing) for name, corpus in sides.items()}
     console.print(_figures(sides, plans, data.max_length))

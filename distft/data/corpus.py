@@ -2,12 +2,19 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from distft.data.document import NEXT_TOKEN, Layout
+
 IGNORED = -100
 """The target of a token after which nothing is supervised."""
+
+DOCUMENT = np.dtype([("start", np.int64), ("length", np.int64), ("targets", np.int64)])
+"""A document in a cache folder's `documents.npy`."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +38,15 @@ class Corpus:
     lengths: np.ndarray
     """int64 [num_documents]: tokens."""
     target_counts: np.ndarray
-    """int64 [num_documents]: targets that are not -100."""
+    """int64 [num_documents]: what each counts in the loss's denominator."""
     starts: np.ndarray = field(repr=False)
     ids: np.ndarray = field(repr=False)
-    supervised: np.ndarray = field(repr=False)
+    labels: np.ndarray = field(repr=False)
+    """By `layout`: one a token, or `width` a document."""
+    layout: Layout = NEXT_TOKEN
+    index: np.ndarray | None = field(default=None, repr=False)
+    """int64 [num_documents]: their numbers in the cache folder; null: as they stand."""
+    folder: Path | None = None
 
     @property
     def num_documents(self) -> int:
@@ -49,15 +61,55 @@ class Corpus:
         return int(self.target_counts.sum())
 
     def document(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """`input_ids` and `targets`, int64 [L] each.
+        """`input_ids`, int64 [L], and its targets.
 
-        Targets are shifted already: `targets[t]` is the token after t if that one is supervised, else -100.
+        Under `next_token` these are int64 [L] and shifted already: `targets[t]` is the token after t if that one is
+        supervised, else -100. Under `token` int64 [L], under `document` int64 or float32 [width].
         """
         start, stop = self.starts[i], self.starts[i] + self.lengths[i]
         ids = self.ids[start:stop].astype(np.int64)
-        targets = np.full(len(ids), IGNORED, np.int64)
-        np.copyto(targets[:-1], ids[1:], where=self.supervised[start + 1 : stop])
-        return ids, targets
+        if self.layout.labels == "next_token":
+            targets = np.full(len(ids), IGNORED, np.int64)
+            np.copyto(targets[:-1], ids[1:], where=self.labels[start + 1 : stop])
+            return ids, targets
+        if self.layout.labels == "token":
+            return ids, self.labels[start:stop].astype(np.int64)
+        first = self._number(i) * self.layout.width
+        labels = self.labels[first : first + self.layout.width]
+        return ids, np.array(labels, np.float32) if self.layout.dtype == "float32" else labels.astype(np.int64)
+
+    def segments(self, i: int) -> np.ndarray:
+        """int64 [segments]: the lengths of the document's parts."""
+        if self.layout.segments == 1:
+            return self.lengths[i : i + 1]
+        return self._segments[self._number(i)].astype(np.int64)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """int64 [num_documents]: the row of the data that each document is of, as a number over all sources."""
+        assert self.folder is not None
+        return np.load(self.folder / "rows.npy", mmap_mode="r")[self.index]
+
+    def reference(self, i: int) -> Any:
+        """What the task's metrics know of the row of a held-out document beside its labels."""
+        assert self.folder is not None
+        start, stop = self._references[self.rows[i]], self._references[self.rows[i] + 1]
+        with (self.folder / "references.bin").open("rb") as file:
+            file.seek(start)
+            return json.loads(file.read(stop - start))
+
+    @cached_property
+    def _segments(self) -> np.ndarray:
+        assert self.folder is not None
+        return np.load(self.folder / "segments.npy", mmap_mode="r")
+
+    @cached_property
+    def _references(self) -> np.ndarray:
+        assert self.folder is not None
+        return np.load(self.folder / "references.npy", mmap_mode="r")
+
+    def _number(self, i: int) -> int:
+        return i if self.index is None else int(self.index[i])
 
 
 def save_side(folder: Path, name: str, index: np.ndarray, counts: Counts, digest: str) -> None:
@@ -67,7 +119,7 @@ def save_side(folder: Path, name: str, index: np.ndarray, counts: Counts, digest
     (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
-def load_side(folder: Path, name: str) -> Corpus | None:
+def load_side(folder: Path, name: str, layout: Layout) -> Corpus | None:
     """The documents of a side; None if the folder has no such side."""
     if not (folder / f"{name}.json").exists():
         return None
@@ -81,5 +133,8 @@ def load_side(folder: Path, name: str) -> Corpus | None:
         target_counts=documents["targets"][index],
         starts=documents["start"][index],
         ids=np.memmap(folder / "ids.bin", np.int32, mode="r"),
-        supervised=np.memmap(folder / "supervised.bin", np.bool_, mode="r"),
+        labels=np.memmap(folder / "labels.bin", layout.dtype, mode="r"),
+        layout=layout,
+        index=index,
+        folder=folder,
     )

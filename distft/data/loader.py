@@ -1,5 +1,6 @@
 """Which rows make up a step, and this rank's share of them: arithmetic on (seed, epoch, step), no state."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,20 +23,28 @@ class Batch:
     position_ids: torch.Tensor
     """int64 [B, S]: 0 where a document, or padding, starts."""
     targets: torch.Tensor
-    """int64 [B, S]: the token to predict at each place, -100: none."""
+    """Where labels are one a token, int64 [B, S]: the token (or class) to predict at each place, -100: none. Where they
+    are `width` a document, int64 or float32 [D, width]."""
     document_ends: torch.Tensor
-    """int32 [D + 1]: bounds of the documents in the flattened B * S tokens, from 0 to B * S; padding is one of them."""
+    """int32 [E + 1]: bounds of what attention isolates in the flattened B * S tokens, from 0 to B * S: the documents'
+    segments, and padding."""
     max_document: int
-    """Length of the longest document."""
+    """Length of the longest of these."""
     num_tokens: int
     """Tokens that are not padding."""
     num_targets: int
     seed: int
     """For dropout: depends on the run's seed, the step and the rows, not on the rank."""
+    documents: tuple[int, ...] = ()
+    """Numbers of the documents in their corpus, D of them."""
+    segments: torch.Tensor | None = None
+    """int64 [D, segments, 2]: where each document's segments start and end in the flattened tokens."""
 
     def to(self, device: torch.device | str) -> "Batch":
         names = ("input_ids", "position_ids", "targets", "document_ends")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        segments = None if self.segments is None else self.segments.to(device, non_blocking=True)
+        return replace(self, **moved, segments=segments)
 
 
 class Loader:
@@ -111,20 +120,34 @@ def evaluation_batches(
 
 
 def collate(corpus: Corpus, rows: Rows, chosen: np.ndarray, pad_id: int, seed: int) -> Batch:
-    """These rows as one batch; no rows: a single padding token, which weighs nothing."""
-    documents = [[corpus.document(i) for i in rows[row]] for row in chosen] or [[]]
+    """These rows as one batch; no rows: a single padding token, which weighs nothing.
+
+    Where labels are not next tokens, all documents lie in one row, B = 1: no place is padding, packed or not.
+    """
+    numbers = [rows[row].tolist() for row in chosen] or [[]]
+    if corpus.layout.labels != "next_token":
+        numbers = [list(itertools.chain.from_iterable(numbers))]
+    documents = [[corpus.document(i) for i in row] for row in numbers]
     sizes = [sum(len(ids) for ids, _ in row) for row in documents]
     width = max([1, *sizes])
     input_ids = np.full((len(documents), width), pad_id, np.int64)
-    targets = np.full((len(documents), width), IGNORED, np.int64)
     lengths: list[int] = []
+    bounds: list[np.ndarray] = []
     for r, (row, size) in enumerate(zip(documents, sizes, strict=True)):
         if row:
             input_ids[r, :size] = np.concatenate([ids for ids, _ in row])
-            targets[r, :size] = np.concatenate([shifted for _, shifted in row])
-        lengths += [len(ids) for ids, _ in row] + ([width - size] if size < width else [])
+        at = r * width
+        for i in numbers[r]:
+            parts = corpus.segments(i)
+            ends = at + np.cumsum(parts)
+            bounds.append(np.stack([ends - parts, ends], 1))
+            lengths += parts.tolist()
+            at = int(ends[-1])
+        lengths += [width - size] if size < width else []
     ends = np.concatenate([[0], np.cumsum(lengths)])
     positions = np.arange(ends[-1]) - np.repeat(ends[:-1], lengths)
+    targets = _targets(corpus, documents, sizes, width)
+    everyone = list(itertools.chain.from_iterable(numbers))
     return Batch(
         torch.from_numpy(input_ids),
         torch.from_numpy(positions.reshape(input_ids.shape)),
@@ -132,9 +155,26 @@ def collate(corpus: Corpus, rows: Rows, chosen: np.ndarray, pad_id: int, seed: i
         torch.from_numpy(ends.astype(np.int32)),
         max_document=max(lengths),
         num_tokens=sum(sizes),
-        num_targets=int((targets != IGNORED).sum()),
+        num_targets=int(corpus.target_counts[everyone].sum()) if everyone else 0,
         seed=seed,
+        documents=tuple(everyone),
+        segments=torch.from_numpy(np.array(bounds, np.int64).reshape(len(everyone), corpus.layout.segments, 2)),
     )
+
+
+def _targets(
+    corpus: Corpus, documents: list[list[tuple[np.ndarray, np.ndarray]]], sizes: list[int], width: int
+) -> np.ndarray:
+    layout = corpus.layout
+    if not layout.per_token:
+        kind = np.float32 if layout.dtype == "float32" else np.int64
+        labels = [labels for row in documents for _, labels in row]
+        return np.array(labels, kind).reshape(len(labels), layout.width)
+    targets = np.full((len(documents), width), IGNORED, np.int64)
+    for r, (row, size) in enumerate(zip(documents, sizes, strict=True)):
+        if row:
+            targets[r, :size] = np.concatenate([labels for _, labels in row])
+    return targets
 
 
 @lru_cache(maxsize=2)

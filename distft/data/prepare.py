@@ -2,30 +2,31 @@
 
 import errno
 import hashlib
+import inspect
 import json
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from distft.config import schema
-from distft.data import corpus, source, table, template, tokenise
-from distft.data.corpus import Corpus, Counts
+from distft.data import corpus, document, sides, source, table, tokenise
+from distft.data.corpus import DOCUMENT, Corpus
+from distft.data.document import Layout, Reader, Seen, question_hash
+from distft.data.sides import Written, write_sides
 from distft.data.source import Part, Resolved
+from distft.data.tokenise import ROWS_A_CHUNK, Split
 from distft.errors import ConfigError
 
 Poll = Callable[[], None]
 
-NUM_PROMPTS = 8
-OPTIONS = ("format", "loss_on", "max_length", "too_long", "deduplicate", "eval_fraction")
+OPTIONS = ("format", "max_length", "too_long", "deduplicate", "eval_fraction")
 LARGE_FILE = 1 << 26
-DOCUMENT = np.dtype([("start", np.int64), ("length", np.int64), ("targets", np.int64)])
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Prepared:
     eval: Corpus | None
     prompts: list[list[dict]]
     """A few held-out chats, always the same ones, up to the first reply; that last message is the reference."""
+    facts: dict[str, Any]
+    """What the task's reader learnt of the data: label names, for example."""
     folder: Path
     """Where the cache is."""
 
@@ -43,7 +46,7 @@ class Prepared:
         return self.train.digest if self.eval is None else f"{self.train.digest} {self.eval.digest}"
 
 
-def prepare(data: schema.Data, tokenizer: PreTrainedTokenizerFast, *, poll: Poll = lambda: None) -> Prepared:
+def prepare(data: schema.Data, reader: Reader, *, poll: Poll = lambda: None) -> Prepared:
     """The tokenised data of a run, from the cache if it is there.
 
     Every rank calls this, outside any collective: the first makes the cache under a file lock, the others wait for it.
@@ -53,30 +56,33 @@ def prepare(data: schema.Data, tokenizer: PreTrainedTokenizerFast, *, poll: Poll
     train, problems = source.resolve(data.train, "data.train", lambda file: _content_digest(file, cache))
     held_out, more = source.resolve(data.eval or [], "data.eval", lambda file: _content_digest(file, cache))
     problems += more if data.eval is not None else []
-    folder = cache / cache_key(data, tokenizer, train, held_out)
+    folder = cache / cache_key(data, reader, train, held_out)
     if problems or not folder.exists():
         try:
             with _locked(folder.with_suffix(".lock"), poll):
                 if problems or not folder.exists():
-                    _make(folder, data, tokenizer, train, held_out, problems, poll)
+                    _make(folder, data, reader, train, held_out, problems, poll)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise _unwritable(data, error) from error
             raise
-    side = corpus.load_side(folder, "train")
+    learnt = json.loads((folder / "learnt.json").read_text(encoding="utf-8"))
+    layout = Layout(**learnt["layout"])
+    side = corpus.load_side(folder, "train", layout)
     assert side is not None
     prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-    return Prepared(side, corpus.load_side(folder, "eval"), prompts, folder)
+    return Prepared(side, corpus.load_side(folder, "eval", layout), prompts, learnt["facts"], folder)
 
 
-def cache_key(
-    data: schema.Data, tokenizer: PreTrainedTokenizerFast, train: list[Resolved], held_out: list[Resolved]
-) -> str:
+def cache_key(data: schema.Data, reader: Reader, train: list[Resolved], held_out: list[Resolved]) -> str:
     """sha256 of all that the tokenised data depends on."""
-    code = [source.__file__, table.__file__, template.__file__, tokenise.__file__, corpus.__file__, __file__]
+    modules = source, table, document, tokenise, corpus, sides, type(reader)
+    code = [__file__, *(inspect.getfile(module) for module in modules)]
+    tokenizer = reader.tokenizer
     ingredients = {
         "code": [Path(file).read_text(encoding="utf-8") for file in code],
-        "tokenizer": [tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, tokenizer.chat_template],
+        "tokenizer": [tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map],
+        "reader": [type(reader).__name__, reader.options()],
         "options": {name: getattr(data, name) for name in OPTIONS},
         "train": [(each.digest, each.source.weight, each.source.format) for each in train],
         "eval": [(each.digest, each.source.format) for each in held_out],
@@ -131,7 +137,7 @@ def _content_digest(file: Path, cache: Path) -> str:
 def _make(
     folder: Path,
     data: schema.Data,
-    tokenizer: PreTrainedTokenizerFast,
+    reader: Reader,
     train: list[Resolved],
     held_out: list[Resolved],
     problems: list[str],
@@ -143,129 +149,73 @@ def _make(
     building.mkdir()
     try:
         scratch = building / "scratch"
-        parts, faults = source.open_parts(train, data.format, scratch)
-        eval_parts, more = source.open_parts(held_out, data.format, scratch)
+        parts, faults = source.open_parts(train, data.format, reader.formats, scratch)
+        eval_parts, more = source.open_parts(held_out, data.format, reader.formats, scratch)
         if problems or faults or more:
             raise ConfigError(problems + faults + more)
-        written = _write_documents(building, parts + eval_parts, tokenizer, data, poll)
-        _write_sides(building, parts + eval_parts, len(parts), written, data)
+        split = Split(len(parts), data.eval_fraction)
+        parts += eval_parts
+        reader = reader.learn(_rows(parts, reader, split, poll))
+        learnt = {"layout": vars(reader.layout), "facts": reader.facts}
+        (building / "learnt.json").write_text(json.dumps(learnt, ensure_ascii=False, indent=1), encoding="utf-8")
+        written = _write_documents(building, parts, reader, data, split, poll)
+        write_sides(building, parts, split, written, data, reader)
         shutil.rmtree(scratch, ignore_errors=True)
         building.rename(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class _Written:
-    rows: np.ndarray
-    """tokenise.ROW of every row of every part."""
-    reasons: list[str]
-    digest: str
+def _rows(parts: list[Part], reader: Reader, split: Split, poll: Poll) -> Iterator[Seen]:
+    """Every row that can be read, in order; nothing is read until it is asked for."""
+    for number, part in enumerate(parts):
+        for start in range(0, len(part.table), ROWS_A_CHUNK):
+            poll()
+            for row in part.table.read(start, min(start + ROWS_A_CHUNK, len(part.table))):
+                if isinstance(row, dict):
+                    prompt = question_hash(reader.question(row, part.format))
+                    yield Seen(row, part.format, split.held_out(number, prompt))
 
 
 def _write_documents(
-    folder: Path, parts: list[Part], tokenizer: PreTrainedTokenizerFast, data: schema.Data, poll: Poll
-) -> _Written:
-    """The tokens of all rows that are kept, one after the other."""
-    rows, reasons = [], {"": 0}
+    folder: Path, parts: list[Part], reader: Reader, data: schema.Data, split: Split, poll: Poll
+) -> Written:
+    """The tokens and labels of all rows that are kept, one after the other."""
+    rows, lengths, targets, segments, reasons = [], [], [], [], {"": 0}
     digests = hashlib.sha256(), hashlib.sha256()
     malformed: list[list[str]] = [[] for _ in parts]
-    with (folder / "ids.bin").open("wb") as ids, (folder / "supervised.bin").open("wb") as supervised:
-        for chunk in tokenise.chunks(parts, tokenizer, data, poll):
+    with (
+        (folder / "ids.bin").open("wb") as ids,
+        (folder / "labels.bin").open("wb") as labels,
+        (folder / "references.bin").open("wb") as references,
+    ):
+        for chunk in tokenise.chunks(parts, reader, data, split, poll):
             number = chunk.rows["part"][0]
             for row, problem in chunk.problems:
                 malformed[number].append(f"{parts[number].key}: {parts[number].table.place(row)}: {problem}")
-            for file, digest, array in zip((ids, supervised), digests, (chunk.ids, chunk.supervised), strict=True):
+            for file, digest, array in zip((ids, labels), digests, (chunk.ids, chunk.labels), strict=True):
                 file.write(array.tobytes())
                 digest.update(array.tobytes())
+            references.write(chunk.references)
             numbers = [reasons.setdefault(reason, len(reasons)) for reason in chunk.reasons]
             chunk.rows["reason"] = np.array(numbers)[chunk.rows["reason"]]
             rows.append(chunk.rows)
+            lengths.append(chunk.lengths)
+            targets.append(chunk.targets)
+            segments.append(chunk.segments)
     if any(malformed):
         raise ConfigError(
             sentence
             for part, found in zip(parts, malformed, strict=True)
             for sentence in [*found[:5], *([f"{part.key}: {len(found) - 5} more such rows"] if len(found) > 5 else [])]
         )
-    return _Written(np.concatenate(rows), list(reasons), " ".join(digest.hexdigest() for digest in digests))
-
-
-def _write_sides(folder: Path, parts: list[Part], num_train_parts: int, written: _Written, data: schema.Data) -> None:
-    """Which documents are trained on and which are held out, and what became of the others."""
-    rows = written.rows
-    held_out = rows["part"] >= num_train_parts
-    if data.eval_fraction:
-        held_out = held_out | (rows["prompt"] < data.eval_fraction * 2.0**64)
-    kept = rows["length"] > 0
-    documents = np.zeros(kept.sum(), DOCUMENT)
-    documents["length"], documents["targets"] = rows["length"][kept], rows["targets"][kept]
+    documents = np.zeros(sum(map(len, lengths)), DOCUMENT)
+    documents["length"], documents["targets"] = np.concatenate(lengths), np.concatenate(targets)
     documents["start"] = np.cumsum(documents["length"]) - documents["length"]
     np.save(folder / "documents.npy", documents)
-    position = np.cumsum(kept) - 1
-    weights = np.array([part.weight for part in parts])
-    sides = {"train": ~held_out, "eval": held_out} if data.eval or data.eval_fraction else {"train": ~held_out}
-    prompts: list[list[dict]] = []
-    for name, side in sides.items():
-        chosen = np.flatnonzero(side & kept)
-        unique = _first_of_each(rows["identity"][chosen]) if data.deduplicate else np.arange(len(chosen))
-        dropped = Counter(written.reasons[reason] for reason in rows["reason"][side & ~kept])
-        counts = Counts(
-            rows=int(side.sum()),
-            duplicates=len(chosen) - len(unique),
-            truncated=int(rows["truncated"][chosen[unique]].sum()),
-            dropped=dict(dropped.most_common()),
-        )
-        chosen = chosen[unique]
-        copies = _copies(rows[chosen], weights) if name == "train" else np.ones(len(chosen), np.int64)
-        index = np.repeat(position[chosen], copies)
-        if not len(index):
-            raise ConfigError(_nothing_left(name, counts, data))
-        digest = hashlib.sha256(written.digest.encode() + documents[index].tobytes()).hexdigest()
-        corpus.save_side(folder, name, index, counts, digest)
-        if name == "eval":
-            prompts = _sample_prompts(parts, rows[chosen])
-    (folder / "prompts.json").write_text(json.dumps(prompts, ensure_ascii=False, indent=1), encoding="utf-8")
-
-
-def _first_of_each(identities: np.ndarray) -> np.ndarray:
-    _, first = np.unique(identities, axis=0, return_index=True)
-    return np.sort(first)
-
-
-def _copies(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """How often each row stands in an epoch: its source's weight, a fraction of it by the document's hash."""
-    weight = weights[rows["part"]]
-    share = rows["identity"][:, 1] / 2.0**64
-    return (np.floor(weight) + (share < weight % 1)).astype(np.int64)
-
-
-def _nothing_left(name: str, counts: Counts, data: schema.Data) -> str:
-    if name == "eval" and data.eval is None:
-        return (
-            f"data.eval_fraction: must hold out at least one row, got {data.eval_fraction} of {counts.rows} rows"
-            f" on that side; raise it, or set it to 0"
-        )
-    reasons = "; ".join(f"{number} rows: {reason}" for reason, number in counts.dropped.items()) or "none was kept"
-    return (
-        f"data.{name}: at least one row must be left with a supervised token, got 0 of {counts.rows} ({reasons});"
-        f" see data.loss_on ({data.loss_on}), data.format, data.max_length ({data.max_length}) and the chat template"
-    )
-
-
-def _sample_prompts(parts: list[Part], rows: np.ndarray) -> list[list[dict]]:
-    """The chats with the lowest prompt hashes, cut after their first reply."""
-    prompts: list[list[dict]] = []
-    seen = set()
-    for row in rows[np.argsort(rows["prompt"], kind="stable")]:
-        part = parts[row["part"]]
-        if len(prompts) == NUM_PROMPTS or part.format == "text":
-            continue
-        raw = next(part.table.read(int(row["row"]), int(row["row"]) + 1))
-        if row["prompt"] in seen or not template.is_chat(raw, part.format):
-            continue
-        seen.add(row["prompt"])
-        messages = raw["messages"] if part.format == "chat" else raw["prompt"] + raw["completion"]
-        reply = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
-        if reply and isinstance(messages[reply].get("content"), str):
-            prompts.append(messages[: reply + 1])
-    return prompts
+    if reader.layout.segments > 1:
+        np.save(folder / "segments.npy", np.concatenate([part for part in segments if len(part)]))
+    every = np.concatenate(rows)
+    np.save(folder / "rows.npy", np.repeat(np.arange(len(every)), every["documents"]))
+    np.save(folder / "references.npy", np.concatenate([[0], np.cumsum(every["reference"])]))
+    return Written(every, documents, list(reasons), " ".join(digest.hexdigest() for digest in digests))

@@ -1,6 +1,6 @@
 """Where rows come from: files, folders, installed packages, the hub. Every fault is named, all of them at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ import yaml
 
 from distft.config import schema
 from distft.data.table import READERS, SUFFIXES, Columnar, Table, read_parquet
-from distft.data.template import COLUMNS, Format
 from distft.errors import ConfigError
 from distft.location import locate
 
@@ -20,7 +19,7 @@ class Part:
 
     key: str
     table: Table
-    format: Format
+    format: str
     weight: float
 
 
@@ -61,7 +60,9 @@ def resolve(
     return resolved, problems
 
 
-def open_parts(resolved: list[Resolved], format: Format | None, scratch: Path) -> tuple[list[Part], list[str]]:
+def open_parts(
+    resolved: list[Resolved], format: str | None, formats: Mapping[str, tuple[str, ...]], scratch: Path
+) -> tuple[list[Part], list[str]]:
     """The tables of these sources, and what is wrong with them. `scratch` takes what `datasets` has to unpack."""
     parts, problems = [], []
     for each in resolved:
@@ -71,8 +72,8 @@ def open_parts(resolved: list[Resolved], format: Format | None, scratch: Path) -
         for table in tables:
             try:
                 if len(table):
-                    chosen = _format(table, each.source.format or format, each.key)
-                    parts.append(Part(each.key, table.select(COLUMNS[chosen]), chosen, each.source.weight))
+                    chosen = _format(table, each.source.format or format, formats, each.key)
+                    parts.append(Part(each.key, table.select(formats[chosen]), chosen, each.source.weight))
             except ConfigError as error:
                 faults += error.problems
         problems += faults
@@ -123,14 +124,14 @@ def _load_from_hub(source: schema.Source, key: str) -> Any:
         raise ConfigError(f"{message} (split {source.split!r}); {reason}") from error
 
 
-def _format(table: Table, wanted: Format | None, key: str) -> Format:
-    fitting = [format for format, columns in COLUMNS.items() if set(columns) <= set(table.columns)]
+def _format(table: Table, wanted: str | None, formats: Mapping[str, tuple[str, ...]], key: str) -> str:
+    fitting = [format for format, columns in formats.items() if set(columns) <= set(table.columns)]
     if wanted is None and fitting:
         return fitting[0]
     # A JSON file whose first lines are broken has no columns to show: the lines themselves are named later.
     if wanted in fitting or (not table.columns and len(table)):
-        return wanted or "chat"
-    wants = "; ".join(f"{format} wants {', '.join(columns)}" for format, columns in COLUMNS.items())
+        return wanted or next(iter(formats))
+    wants = "; ".join(f"{format} wants {', '.join(columns)}" for format, columns in formats.items())
     goal = f"data.format {wanted!r}" if wanted else "one of the formats"
     place = table.place(0).rpartition(", ")[0]
     raise ConfigError(f"{key}: columns must be those of {goal}, got {', '.join(table.columns)} in {place}; {wants}")

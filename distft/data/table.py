@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
-from distft.data.template import Malformed
+from distft.data.document import Malformed
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".yml", ".yaml")
 YAML = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every scalar a string: an unquoted Yes stays "Yes"
@@ -132,13 +132,24 @@ def _read_json(path: Path) -> Table:
 
 
 def _read_yaml(path: Path) -> Table:
-    """A ChatterBot corpus: `conversations`, each a list of utterances that two sides take in turns."""
+    """A ChatterBot corpus: `conversations`, each a list of utterances that two sides take in turns.
+
+    Each is a chat, and also a text that is labelled by the corpus's first category.
+    """
     corpus = yaml.load(path.read_bytes(), YAML)  # noqa: S506 (the base loader makes strings only)
     conversations = corpus.get("conversations") if isinstance(corpus, dict) else None
     if not isinstance(conversations, list):
         found = list(corpus) if isinstance(corpus, dict) else type(corpus).__name__
         raise ValueError(f"a YAML corpus has `conversations`, a list of lists of utterances; this one has {found}")
-    return Listed(path, [{"messages": _messages(utterances)} for utterances in conversations])
+    categories = corpus.get("categories")
+    label = {"label": categories[0]} if isinstance(categories, list) and categories else {}
+    return Listed(
+        path,
+        [
+            {"messages": _messages(utterances), "text": "\n".join(map(str, utterances)), **label}
+            for utterances in conversations
+        ],
+    )
 
 
 def _messages(utterances: list[Any]) -> list[dict]:

@@ -1,9 +1,9 @@
 """A row of text to a document: token ids, and which of them are supervised."""
 
 import bisect
-import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,16 +11,13 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from distft.config.schema import CausalLm
+from distft.data.document import NEXT_TOKEN, Document, Malformed, Reading, Seen, Unusable, check_unicode, short
 from distft.errors import ConfigError
 
-Format = Literal["chat", "prompt_completion", "text"]
 Span = tuple[int, int]
 
-COLUMNS: dict[Format, tuple[str, ...]] = {
-    "chat": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
+COLUMNS = CausalLm.FORMATS
 
 SENTINEL = "\ue0d1"  # private use: no template writes it
 # Llama 3.2 and gpt-oss write today's date: the same rows would be other tokens tomorrow, after a restart.
@@ -28,22 +25,6 @@ FIXED_DATE = (
     '{%- macro strftime_now(format) -%}{{ {"%d %b %Y": "26 Jul 2024"}.get(format, "2024-07-26") }}{%- endmacro -%}'
 )
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
-
-
-class Malformed(ValueError):
-    """A row that is not of its format: a mistake in the data, never dropped in silence."""
-
-
-class Unusable(ValueError):
-    """A well-formed row that this chat template cannot train on: dropped, and counted by this reason."""
-
-
-@dataclass(frozen=True)
-class Document:
-    ids: np.ndarray
-    """int32 [L]"""
-    supervised: np.ndarray
-    """bool [L]; the first token is never one of them: nothing predicts it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +35,12 @@ class _Rendered:
 
 
 class Template:
-    """Turns rows of one format into documents, by the tokenizer's own chat template where rows are chats."""
+    """The reader of causal tasks: rows to documents, by the tokenizer's own chat template where rows are chats."""
+
+    formats = COLUMNS
+    chat_formats = frozenset({"chat", "prompt_completion"})
+    layout = NEXT_TOKEN
+    facts: dict[str, Any] = {}
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, loss_on: Literal["assistant", "all"] = "assistant"):
         self.tokenizer = tokenizer
@@ -62,7 +48,21 @@ class Template:
         added = tokenizer.added_tokens_decoder.items()
         self._special = {token_id for token_id, token in added if token.special} | set(tokenizer.all_special_ids)
 
-    def documents(self, rows: list[dict], format: Format) -> list[Document | Malformed | Unusable]:
+    def options(self) -> dict[str, Any]:
+        return {"loss_on": self.loss_on, "chat_template": self.tokenizer.chat_template}
+
+    def learn(self, rows: Iterable[Seen]) -> "Template":
+        return self
+
+    def question(self, row: dict, format: str) -> str:
+        return prompt_text(row, format)
+
+    def chat(self, row: dict, format: str) -> list[dict] | None:
+        if not is_chat(row, format):
+            return None
+        return row["messages"] if format == "chat" else row["prompt"] + row["completion"]
+
+    def documents(self, rows: list[dict], format: str) -> list[Reading]:
         """One result a row, in order; the text of all rows is tokenised in one call."""
         results: list[Any] = [self._attempt(row, format) for row in rows]
         waiting = [i for i, result in enumerate(results) if isinstance(result, _Rendered)]
@@ -73,9 +73,9 @@ class Template:
                 encoded = self.tokenizer(texts, add_special_tokens=not chat, return_offsets_mapping=True, verbose=False)
                 for i, ids, offsets in zip(group, encoded["input_ids"], encoded["offset_mapping"], strict=True):
                     results[i] = self._document(ids, offsets, results[i].spans, chat)
-        return results
+        return [[result] if isinstance(result, Document) else result for result in results]
 
-    def _attempt(self, row: dict, format: Format) -> Document | _Rendered | Malformed | Unusable:
+    def _attempt(self, row: dict, format: str) -> Document | _Rendered | Malformed | Unusable:
         try:
             check(row, format)
             if format == "text":
@@ -87,7 +87,7 @@ class Template:
         except (Malformed, Unusable) as error:
             return error
 
-    def _chat(self, row: dict, format: Format) -> Document | _Rendered:
+    def _chat(self, row: dict, format: str) -> Document | _Rendered:
         context = row["prompt"] if format == "prompt_completion" else []
         messages = row["messages"] if format == "chat" else context + row["completion"]
         template = self.chat_template(row.get("tools"))
@@ -163,7 +163,7 @@ class Template:
         return at
 
 
-def is_chat(row: dict, format: Format) -> bool:
+def is_chat(row: dict, format: str) -> bool:
     """True if the chat template renders this row."""
     return format == "chat" or (format == "prompt_completion" and isinstance(row["prompt"], list))
 
@@ -172,7 +172,7 @@ def marks_generation(template: str) -> bool:
     return re.search(r"\{%-?\s*generation\s*-?%\}", template) is not None
 
 
-def check(row: dict, format: Format) -> None:
+def check(row: dict, format: str) -> None:
     """Raises Malformed unless `row` has what its format wants."""
     missing = [column for column in COLUMNS[format] if row.get(column) is None]
     if missing:
@@ -182,51 +182,34 @@ def check(row: dict, format: Format) -> None:
         raise Malformed("'prompt' and 'completion' must be both strings or both lists of messages")
     for column, value in zip(COLUMNS[format], values, strict=True):
         if format != "chat" and isinstance(value, str):
-            _check_unicode(value, column)
+            check_unicode(value, column)
         elif format != "text" and isinstance(value, list) and value:
             for message in value:
                 _check_message(message, column)
         else:
             wanted = {"chat": "a list of messages", "text": "a string"}.get(format, "a string or a list of messages")
-            raise Malformed(f"{column!r} must be {wanted}, got {_short(value)}")
+            raise Malformed(f"{column!r} must be {wanted}, got {short(value)}")
 
 
 def _check_message(message: Any, column: str) -> None:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise Malformed(
-            f"every message of {column!r} must be an object with 'role' and 'content', got {_short(message)}"
+            f"every message of {column!r} must be an object with 'role' and 'content', got {short(message)}"
         )
     content = message.get("content")
     if isinstance(content, str):
-        _check_unicode(content, column)
+        check_unicode(content, column)
     elif not (isinstance(content, list) or (content is None and message.get("tool_calls"))):
-        raise Malformed(f"a message's 'content' must be a string, got {_short(message)}")
+        raise Malformed(f"a message's 'content' must be a string, got {short(message)}")
 
 
-def _check_unicode(value: str, column: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # the tokenizer's own error names no row
-        raise Malformed(f"{column!r} must be valid Unicode, got a lone surrogate at character {error.start}") from None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def prompt_text(row: dict, format: Format) -> str:
+def prompt_text(row: dict, format: str) -> str:
     """What the row asks, in lower case with single spaces: rows with equal prompts stay on one side of a split."""
     value = row[COLUMNS[format][0]]
     if isinstance(value, list):
         value = next((m.get("content") for m in value if m["role"] == "user"), value[0].get("content"))
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     return " ".join(text.lower().split())
-
-
-def prompt_hash(row: dict, format: Format) -> int:
-    """64 bits of the prompt's sha256."""
-    return int.from_bytes(hashlib.sha256(prompt_text(row, format).encode()).digest()[:8], "little")
 
 
 def _first_unsupervised(ids: np.ndarray, supervised: np.ndarray) -> Document:

@@ -2,20 +2,20 @@
 
 import concurrent.futures
 import hashlib
+import json
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from distft.config import schema
+from distft.data.document import Document, Malformed, Reader, Unusable, question_hash
 from distft.data.source import Part
-from distft.data.template import Document, Malformed, Template, prompt_hash
 
 ROWS_A_CHUNK = 512
 ROWS_A_WORKER = 8192
@@ -25,12 +25,12 @@ ROW = np.dtype(
     [
         ("part", np.int32),
         ("row", np.int64),
-        ("length", np.int64),  # tokens; 0: the row is dropped
-        ("targets", np.int64),
+        ("documents", np.int32),  # 0: the row is dropped
         ("prompt", np.uint64),  # hash of what the row asks
-        ("identity", np.uint64, 2),  # hash of the document
+        ("identity", np.uint64, 2),  # hash of its documents
         ("truncated", np.bool_),
         ("reason", np.int32),  # why it is dropped: index into reasons, 0 is none
+        ("reference", np.int64),  # bytes of its reference
     ]
 )
 
@@ -39,71 +39,119 @@ ROW = np.dtype(
 class Chunk:
     rows: np.ndarray
     """ROW [num_rows]"""
+    lengths: np.ndarray
+    """int64 [num_documents]: tokens"""
+    targets: np.ndarray
+    """int64 [num_documents]"""
+    segments: np.ndarray
+    """int32 [num_documents, segments]: their lengths."""
     ids: np.ndarray
     """int32 [num_tokens]: the documents, one after the other."""
-    supervised: np.ndarray
-    """bool [num_tokens]"""
-    reasons: list[str]
-    problems: list[tuple[int, str]]
+    labels: np.ndarray
+    """Their labels, by the reader's layout."""
+    references: bytes = b""
+    reasons: list[str] = field(default_factory=lambda: [""])
+    problems: list[tuple[int, str]] = field(default_factory=list)
     """Rows that are not of their format."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows are held out: all of the later parts, and a share of the earlier ones by what they ask."""
+
+    num_train_parts: int
+    fraction: float
+
+    def held_out(self, part: int, prompt: int) -> bool:
+        return part >= self.num_train_parts or prompt < self.fraction * 2.0**64
 
 
 @dataclass(frozen=True)
 class Tokeniser:
     parts: list[Part]
-    tokenizer: PreTrainedTokenizerFast
+    reader: Reader
     data: schema.Data
+    split: Split
 
     def __call__(self, span: tuple[int, int, int]) -> Chunk:
         """Rows [start, stop) of a part."""
         number, start, stop = span
         part = self.parts[number]
         raw = list(part.table.read(start, stop))
-        read = [row for row in raw if isinstance(row, dict)]
-        template = Template(self.tokenizer, self.data.loss_on)
-        results = iter(template.documents(read, part.format))
+        results = iter(self.reader.documents([row for row in raw if isinstance(row, dict)], part.format))
         rows = np.zeros(len(raw), ROW)
         rows["part"], rows["row"] = number, np.arange(start, stop)
-        chunk = Chunk(rows, np.empty(0, np.int32), np.empty(0, np.bool_), [""], [])
         kept: list[Document] = []
+        references, reasons, problems = b"", [""], []
         for entry, row in zip(rows, raw, strict=True):
             result = row if isinstance(row, Malformed) else next(results)
             if isinstance(row, Malformed) or isinstance(result, Malformed):
-                chunk.problems.append((int(entry["row"]), str(result)))
+                problems.append((int(entry["row"]), str(result)))
                 continue
-            entry["prompt"] = prompt_hash(row, part.format)
-            reason = self._keep(entry, result, kept) if isinstance(result, Document) else str(result)
+            prompt = question_hash(self.reader.question(row, part.format))
+            entry["prompt"] = prompt
+            reason = str(result) if isinstance(result, Unusable) else self._keep(entry, result, kept)
             if reason:
-                if reason not in chunk.reasons:
-                    chunk.reasons.append(reason)
-                entry["reason"] = chunk.reasons.index(reason)
-        if kept:
-            chunk.ids = np.concatenate([document.ids for document in kept])
-            chunk.supervised = np.concatenate([document.supervised for document in kept])
-        return chunk
+                if reason not in reasons:
+                    reasons.append(reason)
+                entry["reason"] = reasons.index(reason)
+            elif kept[-1].reference is not None and self.split.held_out(number, prompt):
+                reference = json.dumps(kept[-1].reference, ensure_ascii=False).encode()
+                entry["reference"] = len(reference)
+                references += reference
+        return self._chunk(rows, kept, references, reasons, problems)
 
-    def _keep(self, entry: np.void, document: Document, kept: list[Document]) -> str:
-        """Append the document, cut to length, and note its figures; else say why it is dropped."""
+    def _keep(self, entry: np.void, documents: list[Document], kept: list[Document]) -> str:
+        """Append the row's documents, cut to length, and note its figures; else say why it is dropped."""
         limit = self.data.max_length
-        if too_long := len(document.ids) > limit:
-            if self.data.too_long == "drop":
-                return f"longer than {limit} tokens"
-            document = Document(document.ids[:limit], document.supervised[:limit])
-        if not document.supervised.any():
+        too_long = any(len(document.ids) > limit for document in documents)
+        if too_long and self.data.too_long == "drop":
+            return f"longer than {limit} tokens"
+        cut = [self._cut(document) for document in documents]
+        counting = [document for document in cut if document.num_targets()]
+        if not counting:
             return f"no supervised token in the first {limit}" if too_long else "no supervised token"
-        entry["length"], entry["targets"] = len(document.ids), document.supervised.sum()
-        entry["truncated"] = too_long
-        digest = hashlib.sha256(document.ids.tobytes() + document.supervised.tobytes()).digest()
+        entry["documents"] = len(counting)
+        entry["truncated"] = any(document.truncated for document in cut)
+        digest = hashlib.sha256(b"".join(d.ids.tobytes() + d.labels.tobytes() for d in counting)).digest()
         entry["identity"] = np.frombuffer(digest, np.uint64, 2)
-        kept.append(document)
+        kept += counting
         return ""
+
+    def _cut(self, document: Document) -> Document:
+        limit = self.data.max_length
+        if len(document.ids) <= limit:
+            return document
+        assert self.reader.layout.per_token and self.reader.layout.segments == 1, "its reader must cut it itself"
+        return replace(document, ids=document.ids[:limit], labels=document.labels[:limit], truncated=True)
+
+    def _chunk(
+        self,
+        rows: np.ndarray,
+        kept: list[Document],
+        references: bytes,
+        reasons: list[str],
+        problems: list[tuple[int, str]],
+    ) -> Chunk:
+        layout = self.reader.layout
+        return Chunk(
+            rows,
+            np.array([len(document.ids) for document in kept], np.int64),
+            np.array([document.num_targets() for document in kept], np.int64),
+            np.array([document.segments or (len(document.ids),) for document in kept], np.int32),
+            np.concatenate([np.empty(0, np.int32), *(document.ids for document in kept)]),
+            np.concatenate([np.empty(0, layout.dtype), *(document.labels for document in kept)]),
+            references,
+            reasons,
+            problems,
+        )
 
 
 def chunks(
-    parts: list[Part], tokenizer: PreTrainedTokenizerFast, data: schema.Data, poll: Callable[[], None]
+    parts: list[Part], reader: Reader, data: schema.Data, split: Split, poll: Callable[[], None]
 ) -> Iterator[Chunk]:
     """All rows of all parts, in order. `poll` is called between chunks and may raise."""
-    tokenise = Tokeniser(parts, tokenizer, data)
+    tokenise = Tokeniser(parts, reader, data, split)
     spans = deque(
         (number, start, min(start + ROWS_A_CHUNK, len(part.table)))
         for number, part in enumerate(parts)

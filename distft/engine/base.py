@@ -3,11 +3,11 @@
 It sits at the height of an optimizer step because DeepSpeed clips, steps and zeroes inside its own `step()`. An engine
 owns the scaling of gradients, since each averages differently: what it applies is always the gradient of
 
-    sum over ranks and micro-batches of (sum of token losses) / (target tokens of the whole step)
+    sum over ranks and micro-batches of (sum of losses) / (targets of the whole step)
 """
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distft.config import schema
 from distft.data.loader import Batch
 from distft.runtime.group import Group
-from distft.task.causal_lm import CausalLM, Prompts
+from distft.task.base import Prompts, TaskModule
 
 Tensors = Iterator[tuple[str, Tensor]]
 ReadTensor = Callable[[str], Tensor]
@@ -31,12 +31,12 @@ class Engine(Protocol):
         """Takes a block of the model, whose weights are real, and keeps this rank's share of it."""
         ...
 
-    def start(self, task: CausalLM) -> None:
+    def start(self, task: TaskModule) -> None:
         """Takes the rest of the model, and makes the optimizer."""
         ...
 
     def accumulate(self, batch: Batch, target_tokens: int, last: bool) -> Tensor:
-        """Adds the batch's gradient; returns its sum of token losses on this rank (0-dim, on the device).
+        """Adds the batch's gradient; returns its sum of losses on this rank (0-dim, on the device).
 
         `target_tokens` counts the whole step over all ranks; `last` marks the step's last batch.
         """
@@ -50,8 +50,8 @@ class Engine(Protocol):
         """Clips, steps, zeroes. Returns the gradient's norm before clipping; not finite: nothing was applied."""
         ...
 
-    def evaluate(self, batch: Batch) -> Tensor:
-        """Sum of token losses on this rank (0-dim, on the device), without gradients."""
+    def evaluate(self, batch: Batch) -> tuple[Tensor, list[Any]]:
+        """Sum of losses on this rank (0-dim, on the device), without gradients, and the task's output a document."""
         ...
 
     def generate(self, prompts: Prompts) -> list[list[int]]:

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from distft.config import schema
 from distft.engine.single import Single
 from distft.runtime.group import Group
-from distft.task.causal_lm import CausalLM
+from distft.task.base import TaskModule
 
 
 class Fsdp(Single):
@@ -42,7 +42,7 @@ class Fsdp(Single):
     def shard(self, block: nn.Module) -> None:
         fully_shard(block, reshard_after_forward=self.reshard_after_forward, **self.policy)
 
-    def start(self, task: CausalLM) -> None:
+    def start(self, task: TaskModule) -> None:
         fully_shard(task, **self.policy)
         super().start(task)
 

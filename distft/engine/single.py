@@ -1,6 +1,7 @@
 """One process, plain PyTorch: the reference that every other engine is tested against."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from distft.config import schema
 from distft.data.loader import Batch
 from distft.engine.base import ReadTensor, Tensors
 from distft.runtime.group import Group
-from distft.task.causal_lm import CausalLM, Prompts
+from distft.task.base import Prompts, TaskModule
 
 
 class Single:
@@ -18,14 +19,14 @@ class Single:
 
     def __init__(self, settings: schema.AnyOptim, group: Group):
         self.settings, self.device = settings, group.device
-        self.task: CausalLM
+        self.task: TaskModule
         self.parameters: dict[str, nn.Parameter]
         self.optimizer: torch.optim.Optimizer
 
     def shard(self, block: nn.Module) -> None:
         pass
 
-    def start(self, task: CausalLM) -> None:
+    def start(self, task: TaskModule) -> None:
         self.task = task
         self.parameters = task.trainable()
         self.optimizer = optim.build(self.settings, list(self.parameters.values()))
@@ -56,7 +57,7 @@ class Single:
         return norm
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> Tensor:
+    def evaluate(self, batch: Batch) -> tuple[Tensor, list[Any]]:
         self.task.eval()
         return self.task(batch.to(self.device))
 

@@ -12,7 +12,7 @@ from distft.config import schema
 from distft.data.loader import Batch
 from distft.engine.base import ReadTensor, Tensors
 from distft.runtime.group import Group
-from distft.task.causal_lm import CausalLM, Prompts
+from distft.task.base import Prompts, TaskModule
 
 
 class Zero:
@@ -34,7 +34,7 @@ class Zero:
         self.world_size = group.ranks.world_size
         self.stage = 3 if isinstance(settings, schema.Zero3) else 2
         self.config = _deepspeed_config(settings, optim_settings, self.stage)
-        self.task: CausalLM
+        self.task: TaskModule
         self.parameters: dict[str, nn.Parameter]
         self.engine: Any
 
@@ -42,12 +42,11 @@ class Zero:
         if self.stage == 3:
             self.deepspeed.zero.Init(module=block, config_dict_or_path=self.config, mem_efficient_linear=False)
 
-    def start(self, task: CausalLM) -> None:
+    def start(self, task: TaskModule) -> None:
         self.shard(task)
         self.task, self.parameters = task, task.trainable()
         if self.stage == 3:
-            # The loss reads the head's weight outside the head's own forward pass.
-            for parameter in task.head_parameters():
+            for parameter in task.read_outside_its_module():
                 self.deepspeed.zero.register_external_parameter(task, parameter)
         optimizer = optim.build(self.optim, list(self.parameters.values()))
         self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
@@ -76,7 +75,7 @@ class Zero:
         return float("nan") if self.optimizer.overflow else float(self.engine.get_global_grad_norm())
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> Tensor:
+    def evaluate(self, batch: Batch) -> tuple[Tensor, list[Any]]:
         self.engine.eval()
         return self.engine(batch.to(self.device))
 
@@ -93,7 +92,7 @@ class Zero:
     def load_trainable_state(self, read: ReadTensor) -> None:
         for name, parameter in self.parameters.items():
             value = read(name).to(self.device)
-            self.deepspeed.utils.safe_set_full_fp32_param(parameter, value)
+            self._replace(parameter, value)
             if self.stage == 2:
                 parameter.copy_(value)
             else:
@@ -121,7 +120,23 @@ class Zero:
             for key in keys:
                 value = read(f"{name}.{key}")
                 if value.dim() > 0:
-                    self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value.to(self.device), key)
+                    self._replace(parameter, value.to(self.device), key)
+
+    @torch.no_grad()
+    def _replace(self, parameter: nn.Parameter, value: Tensor, key: str | None = None) -> None:
+        """Replaces the float32 master of a parameter, or its optimizer state `key`, by the full `value`."""
+        if self.stage == 2:
+            utils = self.deepspeed.utils
+            if key is None:
+                utils.safe_set_full_fp32_param(parameter, value)
+            else:
+                utils.safe_set_full_optimizer_state(parameter, value, key)
+            return
+        # DeepSpeed's own setter reads past the end of a weight that the ranks do not divide: a bias of three labels.
+        share, _ = self.optimizer._get_fp32_opt_state_partition(parameter, False, optim_state_key=key)
+        start = share.numel() * self.optimizer._get_param_partition_rank(parameter)
+        mine = value.flatten()[start : start + share.numel()]
+        share[: mine.numel()].copy_(mine)
 
     def _flat_partitions(self) -> list[Tensor]:
         """This rank's float32 partitions, which are what the optimizer sees as its parameters."""

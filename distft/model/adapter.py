@@ -4,6 +4,7 @@ Attaching happens on the meta device, so it costs nothing; starting values come 
 weights are in memory: some initialisations (PiSSA, OLoRA, LoftQ) change them, DoRA's magnitudes read what is stored.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -28,7 +29,7 @@ def changes_base(config: Lora | Full) -> bool:
     return isinstance(config, Lora) and config.init in ("pissa", "olora", "loftq")
 
 
-def peft_config(config: Lora) -> PeftConfig:
+def peft_config(config: Lora, heads: Sequence[str], task: TaskType) -> PeftConfig:
     init: bool | str = config.init
     if config.init in ("default", "loftq"):
         init = True  # LoftQ's own start replaces it: PEFT's needs a GPU and knows no double quantisation
@@ -40,20 +41,22 @@ def peft_config(config: Lora) -> PeftConfig:
         init_lora_weights=init,
         use_rslora=config.rslora,
         use_dora=config.dora,
-        modules_to_save=config.modules_to_save or None,
-        task_type=TaskType.CAUSAL_LM,
+        modules_to_save=list(dict.fromkeys([*config.modules_to_save, *heads])) or None,
+        task_type=task,
     )
 
 
-def attach(model: PreTrainedModel, config: Lora | Full) -> PreTrainedModel | PeftModel:
-    """`model` (on meta) with what trains marked by `requires_grad`.
+def attach(
+    model: PreTrainedModel, config: Lora | Full, heads: Sequence[str] = (), task: TaskType = TaskType.CAUSAL_LM
+) -> PreTrainedModel | PeftModel:
+    """`model` (on meta) with what trains marked by `requires_grad`: the adapter, and the new modules `heads` in full.
 
     Raises ConfigError where `adapter.targets` names no module.
     """
     model.requires_grad_(isinstance(config, Full))
     if isinstance(config, Full):
         return model
-    wanted = peft_config(config)
+    wanted = peft_config(config, heads, task)
     final = wanted.init_lora_weights
     wanted.init_lora_weights = True  # what reads the base cannot read it yet
     try:

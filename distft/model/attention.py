@@ -1,4 +1,4 @@
-"""Causal attention within each document of a packed batch, and nothing across documents.
+"""Attention within each document of a packed batch, and nothing across documents: causal, or both ways in encoders.
 
 The batch says where documents end; no mask of S x S is ever built. CUDA runs `varlen_attn` (FlashAttention, in torch);
 elsewhere documents of like length are padded together and run by SDPA.
@@ -50,7 +50,8 @@ def varlen_attention(
     """`query [B, heads, S, D]`, `key`/`value [B, kv_heads, S, D]` to `[B, S, heads, D]`, as `transformers` wants it.
 
     `document_ends` `[documents + 1]` are the boundaries over the B*S tokens; `document_groups` what
-    `length_groups` makes of them, for SDPA; `max_document` the longest, for FlashAttention.
+    `length_groups` makes of them, for SDPA; `max_document` the longest, for FlashAttention. The module's `is_causal`
+    says whether a token sees those after it.
     """
     if document_ends is None:
         # Attending over whole rows instead would train on leaked documents, silently.
@@ -58,14 +59,21 @@ def varlen_attention(
             f"model.attention: {type(module).__name__} must be told the documents' boundaries, and this model does not "
             "hand them to its attention; set model.attention=sdpa"
         )
+    causal = getattr(module, "is_causal", True)
+    if sliding_window and not causal:
+        # transformers' masks count such a window from the middle, each model in its own way.
+        raise ConfigError(
+            f"model.attention: varlen knows no window that looks both ways, which {type(module).__name__} has; "
+            "set model.attention=sdpa and data.packing=false"
+        )
     batch, heads, length, head_dim = query.shape
     q, k, v = (t.transpose(1, 2).reshape(batch * length, -1, head_dim) for t in (query, key, value))
-    if query.is_cuda:
+    if query.is_cuda and not dropout:  # FlashAttention in torch has no dropout
         assert max_document is not None
-        out = _flash(q, k, v, document_ends, max_document, scaling, sliding_window)
+        out = _flash(q, k, v, document_ends, max_document, scaling, causal, sliding_window)
     else:
-        assert document_groups is not None
-        out = _by_length(q, k, v, document_groups, scaling, sliding_window, dropout)
+        groups = document_groups or [group.to(query.device) for group in length_groups(document_ends.cpu())]
+        out = _by_length(q, k, v, groups, scaling, causal, sliding_window, dropout)
     return out.view(batch, length, heads, head_dim), None
 
 
@@ -76,11 +84,12 @@ def _flash(
     ends: Tensor,
     longest: int,
     scaling: float | None,
+    causal: bool,
     window: int | None,
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    reach = (window - 1 if window else -1, 0)  # causal: nothing to the right
+    reach = (window - 1 if window else -1, 0 if causal else -1)  # to the left, to the right
     grouped = query.shape[1] != key.shape[1]
     out = varlen_attn(
         query, key, value, ends, ends, longest, longest, scale=scaling, window_size=reach, enable_gqa=grouped
@@ -93,7 +102,7 @@ def length_groups(document_ends: Tensor) -> list[Tensor]:
     """Documents grouped by length (within a factor of 1.25, so padding stays under a fifth).
 
     Each group is an index `[documents, longest]` into the flat tokens; the places past a document's end repeat its last
-    token, which causality hides from the real ones and which are written back with the same value.
+    token, which causality (or a mask) hides from the real ones.
     """
     starts = document_ends[:-1].long()
     lengths = document_ends.diff().long()
@@ -114,6 +123,7 @@ def _by_length(
     value: Tensor,
     groups: list[Tensor],
     scaling: float | None,
+    causal: bool,
     window: int | None,
     dropout: float,
 ) -> Tensor:
@@ -123,12 +133,17 @@ def _by_length(
         # index_select: its backward adds rows in parallel, that of indexing one element after another.
         flat = index.flatten()
         q, k, v = (t.index_select(0, flat).unflatten(0, index.shape).transpose(1, 2) for t in (query, key, value))
-        mask = _window_mask(index.shape[1], window) if window and window < index.shape[1] else None
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped, dropout_p=dropout
-        )
         real = torch.ones_like(index, dtype=torch.bool)
         real[:, 1:] = index[:, 1:] != index[:, :-1]
+        mask = None
+        if not causal:
+            mask = None if real.all() else real[:, None, None]
+        elif window and window < index.shape[1]:
+            mask = _window_mask(index.shape[1], window).to(query.device)
+        plain = causal and mask is None
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=plain, scale=scaling, enable_gqa=grouped, dropout_p=dropout
+        )
         rows.append(index[real])
         results.append(out.transpose(1, 2)[real])
     # One gather puts the tokens back in order: a scatter into a fresh tensor would be one more pass in the backward.

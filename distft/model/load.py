@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from distft.config import schema
 from distft.errors import ConfigError
 from distft.location import choose, locate
 from distft.model import adapter, attention, gguf
+from distft.model.architecture import CAUSAL, Architecture
 from distft.model.quantize import StoredLinear, encoding_for
 from distft.model.recompute import checkpoint_activations
 from distft.model.weights import Weights, random_readers, safetensors_readers
@@ -98,6 +98,7 @@ def load(
     seed: int,
     device: torch.device,
     shard: Callable[[nn.Module], None],
+    architecture: Architecture = CAUSAL,
 ) -> Loaded:
     """Builds the model block by block, `shard(block)` taking each over as soon as its weights are real.
 
@@ -108,20 +109,18 @@ def load(
     """
     attention.register()
     stored, compute = DTYPES[config.dtype], compute_dtype(config, device)
-    with init_empty_weights(include_buffers=False):
-        skeleton: PreTrainedModel = AutoModelForCausalLM.from_config(
-            read_hf_config(config),
-            dtype=torch.float32,
-            attn_implementation=_attention(config.attention, device),
-            trust_remote_code=config.trust_remote_code,
-        )
+    implementation = _attention(config.attention, device)
+    skeleton = architecture.skeleton(read_hf_config(config), implementation, config.trust_remote_code)
+    heads = architecture.new_modules(skeleton)
     skeleton.config.use_cache = False
     skeleton.tie_weights()
     if config.quantization != "none":
         _require_linear_blocks(skeleton)
     weights, files = _open_weights(config, skeleton, seed)
+    new = random_readers(skeleton, seed)
+    weights.add({name: new[name] for name in new if any(name.startswith(f"{head}.") for head in heads)})
     base = _Base(skeleton, weights, device)
-    model = adapter.attach(skeleton, adapter_config)
+    model = adapter.attach(skeleton, adapter_config, heads, architecture.peft_task)
     trainable = adapter.describe_trainable(model)
     checkpoint_activations(skeleton, config.gradient_checkpointing)
 
@@ -163,8 +162,10 @@ def _units(skeleton: PreTrainedModel) -> Iterator[tuple[str, list[nn.Module]]]:
 
 def _require_linear_blocks(skeleton: PreTrainedModel) -> None:
     """Quantisation reaches linear layers. Experts fused into one parameter would stay as they are, in silence."""
-    in_blocks = sum(p.numel() for path, unit in _units(skeleton) if path for p in unit[0].parameters())
-    linear = sum(m.weight.numel() for path, u in _units(skeleton) if path for m in u if isinstance(m, nn.Linear))
+    blocks = [module for path, unit in _units(skeleton) if path for module in unit]  # BERT's embeddings are one too
+    weights = [p for m in blocks if not isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)]
+    in_blocks = sum(p.numel() for p in weights)
+    linear = sum(m.weight.numel() for m in blocks if isinstance(m, nn.Linear))
     if linear < 0.9 * in_blocks:
         raise ConfigError(
             f"model.quantization: nf4 needs the blocks' weights in linear layers, {type(skeleton).__name__} has "

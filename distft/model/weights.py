@@ -44,6 +44,14 @@ class Weights:
             fresh = WeightRenaming(key, name) if pattern is None else deepcopy(by_pattern[pattern])
             self._conversions.setdefault(name, fresh).add_tensor(name, key, pattern or key, readers[key])
 
+    def add(self, readers: Readers) -> None:
+        """What the checkpoint does not hold is read from these, under the skeleton's own names."""
+        for name, reader in readers.items():
+            if name not in self._conversions:
+                made = WeightRenaming(name, name)
+                made.add_tensor(name, name, name, reader)
+                self._conversions[name] = made
+
     def read(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
         """Name and full tensor (on the CPU, in the file's dtype) of everything under `prefix`, each once."""
         for name in [name for name in self._conversions if name.startswith(prefix)]:

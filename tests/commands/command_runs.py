@@ -195,10 +195,11 @@ def _held_out(run: Path) -> Iterator[tuple[Any, Any]]:
     from distft.config.compose import load_run
     from distft.config.schema import Section
     from distft.data.prepare import prepare
+    from distft.data.template import Template
     from distft.model.tokenizer import load_tokenizer
 
     _, config, _ = load_run([f"run={run}"], Section, program="tests")
-    corpus = prepare(config.data, load_tokenizer(config.model)).eval
+    corpus = prepare(config.data, Template(load_tokenizer(config.model))).eval
     assert corpus is not None
     return (corpus.document(i) for i in range(corpus.num_documents))
 

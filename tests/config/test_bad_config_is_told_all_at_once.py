@@ -111,9 +111,9 @@ def test_a_broken_section_hides_no_fault_between_two_others(problems: Callable[.
 
 
 def test_a_misspelt_experiment_names_the_nearest_and_nothing_that_follows_from_it(problems: Callable[..., list[str]]):
-    assert problems("+exp=lama_lora") == [
-        "exp=lama_lora: no such option; did you mean llama_lora? options: llama_full, llama_lora, llama_qlora"
-    ]
+    (told,) = problems("+exp=lama_lora")
+    assert told.startswith("exp=lama_lora: no such option; did you mean llama_lora? options: ")
+    assert "llama_full, llama_lora, llama_qlora" in told
     assert len(problems("+exp=zzz", "engine=fsdpp")) == 2
 
 

@@ -17,6 +17,7 @@ BESIDE = {
     ("data", "jsonl"): ["data.train=my.jsonl"],
     ("adapter", "loftq"): ["model.quantization=nf4"],
     ("cluster", "slurm"): ["cluster.time_min=60"],
+    **{("task", name): ["evaluation.samples=0"] for name in GROUPS["task"]},
 }
 
 

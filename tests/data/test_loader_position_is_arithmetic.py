@@ -120,7 +120,7 @@ def test_a_batch_is_its_documents_side_by_side(packing):
             start, length = CORPUS.starts[document], CORPUS.lengths[document]
             for t in range(length):
                 ids.append(int(CORPUS.ids[start + t]))
-                following = t + 1 < length and CORPUS.supervised[start + t + 1]
+                following = t + 1 < length and CORPUS.labels[start + t + 1]
                 targets.append(int(CORPUS.ids[start + t + 1]) if following else -100)
                 positions.append(t)
             used += length

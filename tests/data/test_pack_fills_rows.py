@@ -7,7 +7,7 @@ import pytest
 
 from distft.config import schema
 from distft.data.pack import plan
-from distft.data.prepare import prepare
+from tests.data.reading import prepare
 
 LENGTHS = np.random.default_rng(0).lognormal(5.5, 1.0, 20_000).clip(2, 2048).astype(np.int64)
 

@@ -12,9 +12,9 @@ import pytest
 from distft.config import schema
 from distft.data import prepare as module
 from distft.data import template, tokenise
-from distft.data.prepare import prepare
 from distft.errors import Stopped
 from tests.data.chats import chat
+from tests.data.reading import prepare
 
 CHATS = [chat(f"Question {n}?", f"Answer {n} " * (n + 1)) for n in range(40)]
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from distft.data.prepare import prepare
 from distft.errors import ConfigError
 from distft.location import choose, locate
 from tests.data.chats import chat
+from tests.data.reading import prepare
 
 GOOD = chat("Hi", "Hello")
 

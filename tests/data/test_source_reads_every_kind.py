@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 
 from distft.config import schema
-from distft.data.prepare import prepare
 from tests.data.chats import chat
+from tests.data.reading import prepare
 
 ROWS = [{"prompt": f"{n} times two is", "completion": f" {2 * n}"} for n in range(5)]
 

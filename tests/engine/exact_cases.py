@@ -36,7 +36,7 @@ def reference_gradients(group: Group, config: schema.Config) -> tuple[float, dic
             ids, targets = (torch.from_numpy(part) for part in loader.corpus.document(number))
             position = torch.arange(len(ids))[None]
             ends = torch.tensor([0, len(ids)], dtype=torch.int32)
-            logits = task.model(input_ids=ids[None], position_ids=position, **task._documents(ends, len(ids))).logits[0]
+            logits = task.model(input_ids=ids[None], position_ids=position, **task.documents(ends, len(ids))).logits[0]
             losses.append(F.cross_entropy(logits, targets, ignore_index=engine_cases.IGNORED, reduction="sum"))
             count += int((targets != engine_cases.IGNORED).sum())
     loss = torch.stack(losses).sum() / count
@@ -62,7 +62,7 @@ def document_logits(group: Group, config: schema.Config, changed: int | None) ->
     if changed is not None:
         batch.input_ids[0, ends[changed]] = (batch.input_ids[0, ends[changed]] + 1) % 300
     with torch.no_grad():
-        documents = task._documents(batch.document_ends, batch.max_document)
+        documents = task.documents(batch.document_ends, batch.max_document)
         out = task.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **documents)
     return out.logits[0], ends
 

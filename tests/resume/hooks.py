@@ -11,11 +11,13 @@ from typing import Any
 def held_out_losses(global_rank: int, losses: list[float], kill_at: int | None = None) -> None:
     """The n-th step's held-out loss is `losses[n]`; kill -9 in the evaluation of step `kill_at`."""
     from distft import loop
+    from distft.evaluation import HeldOut
+    from distft.task.base import Scores
 
-    def held_out_loss(*_: Any) -> float:
+    def score(*_: Any) -> Scores:
         if current.step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
-        return losses[current.step]
+        return Scores({"loss": losses[current.step]})
 
     evaluate = loop._evaluate
     current: Any = None
@@ -25,7 +27,7 @@ def held_out_losses(global_rank: int, losses: list[float], kill_at: int | None =
         current = run.progress
         return evaluate(run)
 
-    loop._evaluate, loop.held_out_loss = note, held_out_loss
+    loop._evaluate, HeldOut.score = note, score
 
 
 def nan_loss(global_rank: int, step: int) -> None:

@@ -57,5 +57,5 @@ def test_the_evaluation_s_counts_are_in_the_state(commands, tiny, tmp_path):
         == 0
     )
     state = json.loads((tmp_path / "run" / "checkpoints" / "step-00000005" / "state.json").read_text())
-    expected = {"step": 5, "best_step": 2, "best_loss": 3.0, "without_progress": 3, "evaluated_at": 5}
+    expected = {"step": 5, "best_step": 2, "best": 3.0, "best_of": "loss", "without_progress": 3, "evaluated_at": 5}
     assert {key: state[key] for key in expected} == expected

@@ -1,0 +1,116 @@
+"""Which documents are trained on and which are held out, and what became of the other rows."""
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from distft.config import schema
+from distft.data import corpus
+from distft.data.corpus import Counts
+from distft.data.document import Reader
+from distft.data.source import Part
+from distft.data.tokenise import Split
+from distft.errors import ConfigError
+
+NUM_PROMPTS = 8
+
+
+@dataclass(frozen=True)
+class Written:
+    rows: np.ndarray
+    """tokenise.ROW of every row of every part."""
+    documents: np.ndarray
+    """corpus.DOCUMENT of every document of every row."""
+    reasons: list[str]
+    digest: str
+
+
+def write_sides(
+    folder: Path, parts: list[Part], split: Split, written: Written, data: schema.Data, reader: Reader
+) -> None:
+    """Which documents are trained on and which are held out, and what became of the others."""
+    rows = written.rows
+    held_out = rows["part"] >= split.num_train_parts
+    if data.eval_fraction:
+        held_out = held_out | (rows["prompt"] < data.eval_fraction * 2.0**64)
+    kept = rows["documents"] > 0
+    first_document = np.cumsum(rows["documents"]) - rows["documents"]
+    weights = np.array([part.weight for part in parts])
+    sides = {"train": ~held_out, "eval": held_out} if data.eval or data.eval_fraction else {"train": ~held_out}
+    prompts: list[list[dict]] = []
+    for name, side in sides.items():
+        chosen = np.flatnonzero(side & kept)
+        unique = _first_of_each(rows["identity"][chosen]) if data.deduplicate else np.arange(len(chosen))
+        dropped = Counter(written.reasons[reason] for reason in rows["reason"][side & ~kept])
+        counts = Counts(
+            rows=int(side.sum()),
+            duplicates=len(chosen) - len(unique),
+            truncated=int(rows["truncated"][chosen[unique]].sum()),
+            dropped=dict(dropped.most_common()),
+        )
+        chosen = chosen[unique]
+        copies = _copies(rows[chosen], weights) if name == "train" else np.ones(len(chosen), np.int64)
+        chosen_rows = np.repeat(chosen, copies)
+        index = _ranges(first_document[chosen_rows], rows["documents"][chosen_rows])
+        if not len(index):
+            raise ConfigError(_nothing_left(name, counts, data))
+        digest = hashlib.sha256(written.digest.encode() + written.documents[index].tobytes()).hexdigest()
+        corpus.save_side(folder, name, index, counts, digest)
+        if name == "eval":
+            prompts = _sample_prompts(parts, rows[chosen], reader)
+    (folder / "prompts.json").write_text(json.dumps(prompts, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int64: start, start + 1, ... of each, end to end."""
+    before = np.cumsum(lengths) - lengths
+    return np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - before, lengths)
+
+
+def _first_of_each(identities: np.ndarray) -> np.ndarray:
+    _, first = np.unique(identities, axis=0, return_index=True)
+    return np.sort(first)
+
+
+def _copies(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """How often each row stands in an epoch: its source's weight, a fraction of it by the document's hash."""
+    weight = weights[rows["part"]]
+    share = rows["identity"][:, 1] / 2.0**64
+    return (np.floor(weight) + (share < weight % 1)).astype(np.int64)
+
+
+def _nothing_left(name: str, counts: Counts, data: schema.Data) -> str:
+    if name == "eval" and data.eval is None:
+        return (
+            f"data.eval_fraction: must hold out at least one row, got {data.eval_fraction} of {counts.rows} rows"
+            f" on that side; raise it, or set it to 0"
+        )
+    reasons = "; ".join(f"{number} rows: {reason}" for reason, number in counts.dropped.items()) or "none was kept"
+    return (
+        f"data.{name}: at least one row must be left with a supervised token, got 0 of {counts.rows} ({reasons});"
+        f" see data.loss_on ({data.loss_on}), data.format, data.max_length ({data.max_length}) and the chat template"
+    )
+
+
+def _sample_prompts(parts: list[Part], rows: np.ndarray, reader: Reader) -> list[list[dict]]:
+    """The chats with the lowest prompt hashes, cut after their first reply."""
+    prompts: list[list[dict]] = []
+    seen = set()
+    for row in rows[np.argsort(rows["prompt"], kind="stable")]:
+        part = parts[row["part"]]
+        if len(prompts) == NUM_PROMPTS or part.format not in reader.chat_formats:
+            continue
+        raw = next(part.table.read(int(row["row"]), int(row["row"]) + 1))
+        assert isinstance(raw, dict), "it was one when it was tokenised"
+        messages = reader.chat(raw, part.format)
+        if row["prompt"] in seen or messages is None:
+            continue
+        seen.add(row["prompt"])
+        reply = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
+        if reply and isinstance(messages[reply].get("content"), str):
+            prompts.append(messages[: reply + 1])
+    return prompts

@@ -1,0 +1,198 @@
+"""The task seam: what a run reads, the model it makes of the base, the loss, and what evaluations measure.
+
+A task is one file: a class with the verbs of `Task`, and a module that holds the model. The loop, the engines and the
+checkpoints know no task by name.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from distft.config import schema
+from distft.data.corpus import Corpus
+from distft.data.document import Reader
+from distft.data.loader import Batch
+from distft.errors import ConfigError
+from distft.location import choose
+from distft.model import attention
+from distft.model.adapter import ADAPTER
+from distft.model.architecture import Architecture
+from distft.model.load import Loaded
+
+FACTS = "task.json"
+"""File beside the weights of every checkpoint: what the task's reader learnt of the data."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts to reply to, as token ids, one at a time."""
+
+    ids: list[list[int]]
+    max_new_tokens: int
+    eos_ids: list[int]
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation says."""
+
+    numbers: dict[str, float]
+    """By the names in the task's METRICS, for the evaluation's row."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Pages for the run folder, by name: a confusion matrix, say."""
+
+
+class Task(Protocol):
+    """What varies with the task. Made of the config alone; the data's facts come in as they are known."""
+
+    def reader(self, tokenizer: PreTrainedTokenizerFast, data: schema.Data, facts: dict[str, Any] | None) -> Reader:
+        """Reads rows. `facts`: those of a trained run, in place of what the data at hand would teach."""
+        ...
+
+    def architecture(self, facts: dict[str, Any]) -> Architecture:
+        """The model to make of the base."""
+        ...
+
+    def module(self, loaded: Loaded, facts: dict[str, Any]) -> "TaskModule":
+        """The model with its loss."""
+        ...
+
+    def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
+        """Those of the section's METRICS that there are for this data."""
+        ...
+
+    def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
+        """Metrics of the outputs of `TaskModule.evaluate`, by document of `held_out`; each document stands there once.
+
+        Called on one rank, and only if there are `metrics`.
+        """
+        ...
+
+
+class TaskModule(nn.Module):
+    """A model (maybe under PEFT) with its loss inside: an engine wraps it whole, so that everything that touches
+    parameters runs inside the root's forward pass."""
+
+    def __init__(self, model: PreTrainedModel | PeftModel, compute: torch.dtype, facts: dict[str, Any] | None = None):
+        super().__init__()
+        self.model, self.compute, self.facts = model, compute, facts or {}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Sum of the batch's losses, 0-dim, float32. The loop divides by the targets of the whole step.
+
+        An empty batch gives a zero that is connected to what trains.
+        """
+        raise NotImplementedError
+
+    def evaluate(self, batch: Batch) -> tuple[Tensor, list[Any]]:
+        """The loss, and an output for each document of the batch: NumPy arrays or plain Python, for `Task.scores`."""
+        return self.loss(batch), []
+
+    def reply(self, prompts: Prompts) -> list[list[int]]:
+        """Greedy replies, as token ids."""
+        raise NotImplementedError
+
+    def read_outside_its_module(self) -> list[nn.Parameter]:
+        """Parameters that `loss` reads outside the forward pass of the module that owns them: ZeRO-3 has to know."""
+        return []
+
+    def forward(self, batch: Batch | Prompts) -> Any:
+        """The one door that engines wrap: the loss in training, loss and outputs in evaluation, replies to prompts."""
+        if isinstance(batch, Prompts):
+            return self.reply(batch)
+        with torch.autocast(batch.input_ids.device.type, self.compute, enabled=self.compute != torch.float32):
+            return self.loss(batch) if self.training else self.evaluate(batch)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model of `transformers`, adapters inside."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def encode(self, batch: Batch) -> Tensor:
+        """Last hidden states [B, S, H] of the packed batch; no document sees another one."""
+        return self.base.base_model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids + self._first_position(),
+            **({"use_cache": False} if hasattr(self.base.config, "use_cache") else {}),
+            **self._token_types(batch),
+            **self.documents(batch.document_ends, batch.max_document),
+        ).last_hidden_state
+
+    def _first_position(self) -> int:
+        """RoBERTa and its kin count positions from one past the padding token's id."""
+        embeddings = getattr(getattr(self.base.base_model, "embeddings", None), "position_embeddings", None)
+        padding = getattr(embeddings, "padding_idx", None)
+        return 0 if padding is None else padding + 1
+
+    def _token_types(self, batch: Batch) -> dict[str, Tensor]:
+        """1 for what follows the first separator of its document: the second text of a pair."""
+        separator = self.facts.get("separator")
+        if separator is None:
+            return {}
+        separators = (batch.input_ids == separator).flatten().long()
+        before = separators.cumsum(0) - separators
+        starts, lengths = batch.document_ends[:-1].long(), batch.document_ends.diff().long()
+        in_document = before - before[starts].repeat_interleave(lengths)
+        return {"token_type_ids": in_document.clamp(max=1).view_as(batch.input_ids)}
+
+    def documents(self, ends: Tensor, longest: int) -> dict[str, Any]:
+        """The documents' boundaries in the words of the attention in use."""
+        implementation = self.base.config._attn_implementation
+        if implementation == attention.NAME:
+            groups = None if ends.is_cuda else attention.length_groups(ends)
+            return {"document_ends": ends, "document_groups": groups, "max_document": longest}
+        if implementation.startswith("flash"):
+            return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+        if any(getattr(module, "is_causal", True) is False for module in self.base.base_model.modules()):
+            raise ConfigError(
+                f"model.attention: must be varlen or flash_attention_2 for an encoder, whose documents lie side by "
+                f"side without padding, got {implementation}; set model.attention=varlen"
+            )
+        return {}  # mask-based attention reads the boundaries off the positions, which restart
+
+    @property
+    def weights_file(self) -> str:
+        """Stem of the file that holds what trains, as its readers expect it."""
+        return "adapter_model" if isinstance(self.model, PeftModel) else "model"
+
+    def describe(self, source: schema.Model) -> dict[str, str]:
+        """The small files that make a folder of weights loadable, by name."""
+        files = {FACTS: json.dumps(self.facts, ensure_ascii=False, indent=2)} if self.facts else {}
+        if self.facts or not isinstance(self.model, PeftModel):
+            files["config.json"] = self.base.config.to_json_string()
+        if isinstance(self.model, PeftModel):
+            settings = self.model.peft_config[ADAPTER].to_dict()
+            settings |= {"inference_mode": True, "base_model_name_or_path": choose(source.source)}
+            files["adapter_config.json"] = json.dumps(settings, indent=2, default=sorted, sort_keys=True)
+        return files
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What trains, by the name it has in a checkpoint: PEFT's own, or the model's under `adapter=full`."""
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if not isinstance(self.model, PeftModel):
+            return parameters
+        # PEFT knows its names; tensors of distinct sizes on meta tell which became which.
+        marks = {name: torch.empty(i, device="meta") for i, name in enumerate(parameters)}
+        renamed = get_peft_model_state_dict(
+            self.model, state_dict=marks, adapter_name=ADAPTER, save_embedding_layers=False
+        )
+        in_order = list(parameters.values())
+        assert len(renamed) == len(in_order), "PEFT saves other parameters than those that train"
+        return {name: in_order[mark.numel()] for name, mark in renamed.items()}
+
+
+def build(config: schema.AnyTask) -> Task:
+    """The task that the config names."""
+    from distft.task.causal_lm import CausalLmTask
+    from distft.task.sequence_classification import SequenceClassificationTask
+
+    if isinstance(config, schema.SequenceClassification):
+        return SequenceClassificationTask(config)
+    return CausalLmTask()

@@ -1,0 +1,90 @@
+"""What the tests of tasks run on every rank: one step and one evaluation of a run, from its config to its numbers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distft.config import schema
+from distft.data.loader import Loader
+from distft.data.pack import plan
+from distft.data.prepare import prepare
+from distft.engine.base import Engine
+from distft.engine.base import build as build_engine
+from distft.evaluation import HeldOut, held_out
+from distft.model.load import load
+from distft.model.tokenizer import load_tokenizer
+from distft.runtime.group import Group
+from distft.runtime.stop import StopFlag
+from distft.task import base as tasks
+
+
+def config(task: dict[str, Any], model: dict[str, Any], data: dict[str, Any], **changes: Any) -> schema.Config:
+    sections: dict[str, Any] = {
+        "name": "test",
+        "steps": 3,
+        "task": task,
+        "model": {"dtype": "float32", "compute_dtype": "float32", **model},
+        "adapter": {"method": "lora", "r": 4, "alpha": 8},
+        "engine": {"name": "single"},
+        "data": {"max_length": 48, "packing": False, "global_batch": 8, "micro_batch": 2, "num_workers": 1, **data},
+        "optim": {"name": "adamw", "lr": 1e-2, "warmup": 0, "schedule": "constant"},
+        "checkpoint": {},
+        "evaluation": {},
+        "tracking": {"name": "none"},
+        "cluster": {"name": "local"},
+    }
+    return schema.Config.model_validate({**sections, **changes})
+
+
+def start(group: Group, config: schema.Config) -> tuple[Engine, Loader, HeldOut, tasks.TaskModule]:
+    tokenizer = load_tokenizer(config.model)
+    task = tasks.build(config.task)
+    prepared = prepare(config.data, task.reader(tokenizer, config.data, None))
+    engine = build_engine(config, group, torch.float32)
+    loaded = load(
+        config.model,
+        config.adapter,
+        seed=config.seed,
+        device=group.device,
+        shard=engine.shard,
+        architecture=task.architecture(prepared.facts),
+    )
+    module = task.module(loaded, prepared.facts)
+    engine.start(module)
+    state = {name: tensor.clone() for name, tensor in engine.trainable_state()}
+    for number, name in enumerate(sorted(state)):
+        if "lora_B" in name:  # zero at the start, which hides half of the gradients
+            state[name].normal_(0, 0.05, generator=torch.Generator().manual_seed(number))
+    engine.load_trainable_state(lambda name: state[name])
+    loader = Loader(
+        prepared.train,
+        plan(prepared.train.lengths, config.data.max_length, config.data.packing),
+        data=config.data,
+        seed=config.seed,
+        steps=config.steps,
+        epochs=config.epochs,
+        global_rank=group.ranks.global_rank,
+        world_size=group.ranks.world_size,
+        pad_id=tokenizer.pad_token_id,
+    )
+    assert prepared.eval is not None
+    rows = held_out(prepared.eval, task, config, prepared.facts, group.ranks, tokenizer.pad_token_id)
+    return engine, loader, rows, module
+
+
+def one_step(group: Group, config: schema.Config) -> tuple[float, dict[str, Tensor], dict[str, float]]:
+    """The first step's loss and full gradients, and what an evaluation says before it."""
+    engine, loader, rows, module = start(group, config)
+    # Evaluation mode in training: dropout of the model's own would be drawn apart for every grouping of rows.
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    scores = rows.score(engine, group, StopFlag())
+    assert scores is not None
+    batches, targets = list(loader.micro_batches(0)), loader.target_tokens(0)
+    losses = [engine.accumulate(batch, targets, last=i == len(batches) - 1) for i, batch in enumerate(batches)]
+    loss = group.table(torch.stack(losses).sum().item()).sum().item() / targets
+    gradients = {name: gradient.detach().clone() for name, gradient in engine.gradients()}
+    engine.step(0.0)
+    return loss, gradients, scores.numbers

@@ -1,0 +1,51 @@
+"""Every task under every engine: the gradients and the metrics of one process, 4-bit bases included."""
+
+import pytest
+import task_cases
+from small import MODELS, labelled, labelled_pair, several_labels, valued, write_rows, write_tokenizer
+
+CLASSES = {"name": "sequence_classification"}
+CASES = {
+    # name: task, model, rows
+    "classes_bert": (CLASSES, "bert", labelled),
+    "classes_llama": (CLASSES, "llama", labelled),
+    "pairs_bert": ({**CLASSES, "class_weights": "balanced"}, "bert", labelled_pair),
+    "several_bert": (CLASSES, "bert", several_labels),
+    "values_llama": (CLASSES, "llama", valued),
+}
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    tokenizer = write_tokenizer(folder / "tokenizer")
+
+    def config(case, engine, quantization="none"):
+        task, model, rows = CASES[case]
+        source = {"source": str(tokenizer), "random_init": MODELS[model], "quantization": quantization}
+        data = {
+            "train": write_rows(folder / f"{case}.jsonl", rows, 40, seed=1),
+            "eval": write_rows(folder / f"{case}-eval.jsonl", rows, 13, seed=2),  # 13: no multiple of ranks or batches
+            "cache_dir": str(folder / "cache"),
+        }
+        return task_cases.config(task, source, data, engine={"name": engine})
+
+    return config
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_and_metrics_on_two_ranks_are_those_of_one(one_rank, two_ranks, make, case):
+    for engine, quantization in (("fsdp", "none"), ("zero3", "nf4")):
+        loss, gradients, numbers = one_rank.run(task_cases.one_step, make(case, "single", quantization))[0]
+        assert set(numbers) > {"loss"}
+        for rank_loss, rank_gradients, rank_numbers in two_ranks.run(
+            task_cases.one_step, make(case, engine, quantization)
+        ):
+            assert rank_loss == pytest.approx(loss, rel=1e-5)
+            assert rank_numbers == pytest.approx(numbers, rel=1e-5, nan_ok=True)
+            assert rank_gradients.keys() == gradients.keys()
+            for name, gradient in gradients.items():
+                distance = (rank_gradients[name] - gradient).norm()
+                assert distance <= 2e-5 * gradient.norm() + 1e-8, (engine, name)
+                assert gradient.any(), name
+            assert any("modules_to_save" in name or "classifier" in name or "score" in name for name in gradients)
