@@ -68,8 +68,10 @@ class Watchdog:
                 # faulthandler's own thread needs no interpreter lock: what hangs may hold it.
                 faulthandler.dump_traceback_later(self._after_s, file=self._stacks)
             if time.monotonic() - self._group.agreed_at > self._after_s + 0.5:
-                self._report()
-                os._exit(EXIT_FAILED)
+                try:
+                    self._report()
+                finally:
+                    os._exit(EXIT_FAILED)
 
     def _report(self) -> None:
         rank = self._group.ranks.global_rank
@@ -93,7 +95,7 @@ class Watchdog:
     def _collect(self) -> dict[int, dict[str, Any]]:
         standing = {}
         for file in self._folder.glob("hang-rank-*.json"):
-            if _age(file) < self._after_s and file.stem.removeprefix("hang-rank-").isdigit():
+            if _age(file) < 5 * GRACE_S and file.stem.removeprefix("hang-rank-").isdigit():
                 standing[int(file.stem.removeprefix("hang-rank-"))] = json.loads(file.read_text())
         return standing
 

@@ -21,7 +21,7 @@ class RealCluster:
     """Two nodes, `n1` and `n2`; partitions main, low and high."""
 
     def __init__(self) -> None:
-        os.environ.update(SLURMTEST_SLURMD_TIMEOUT="6", SLURMTEST_CRED_EXPIRE="3", OMP_NUM_THREADS="1")
+        os.environ.update(SLURMTEST_SLURMD_TIMEOUT="6", OMP_NUM_THREADS="1")
         self.call("up", "2")
         words = self.call("env").split("=", 1)
         os.environ["SLURM_CONF"] = words[1].strip()
