@@ -7,13 +7,17 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: train test lint format install wheel gpu-check clean
+.PHONY: train test test-slurm lint format install wheel gpu-check clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m distft.train +exp=llama_lora $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+
+# Real jobs on a real Slurm of two nodes on this machine, as root; slurm/README.md names the packages.
+test-slurm: $(INSTALLED)
+	$(BIN)/python -m pytest -m slurm tests/slurm $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -120,13 +120,12 @@ def _hub(config: Config) -> Iterator[str]:
     if locate(source) is not None:
         return
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(try_to_load_from_cache(source, "config.json", revision=config.model.revision), str):
         return
     try:
         HfApi().model_info(source, revision=config.model.revision, timeout=HUB_TIMEOUT_S)
-    except (OSError, HfHubHTTPError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - the hub's client raises a dozen kinds: no such name, gated, no network
         reason = " ".join(str(error).split())[:160]
         yield (
             f"model.source: must be in the hub's cache here, or the hub must answer for it, got {source!r} ({reason}); "

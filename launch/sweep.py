@@ -30,7 +30,8 @@ class Point:
 
 def grid(words: Sequence[str]) -> list[Point]:
     """The rule `grid`: every combination at once, and nothing after it. Raises ConfigError."""
-    points = [Point(_name(own), own, all_words) for own, all_words in expand_sweep(words)]
+    listed = [Point(_name(own), own, all_words) for own, all_words in expand_sweep(words)]
+    points = list({point.name: point for point in listed}.values())  # a value given twice is one run
     keys = [override.split("=")[0].lstrip("+~") for override in points[0].overrides]
     if wrong := [key for key in keys if key.split(".")[0] in FIXED]:
         raise ConfigError(f"{key}: must be the same in all points of a sweep; give one value" for key in wrong)

@@ -52,14 +52,14 @@ def write_dialogues(file: Path, seed: int, count: int = 40) -> Path:
 
 
 @pytest.fixture(scope="session")
-def commands(tmp_path_factory) -> Iterator[Commands]:
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
     started = Commands(tmp_path_factory.mktemp("commands"))
     yield started
     started.close()
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Callable[..., list[str]]:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
     """The words of a tiny run in a folder, plus changes."""
     folder = tmp_path_factory.mktemp("tiny")
     tokenizer = write_tokenizer(folder / "tokenizer")

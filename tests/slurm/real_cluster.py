@@ -20,8 +20,8 @@ MISSING = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PAT
 class RealCluster:
     """Two nodes, `n1` and `n2`; partitions main, low and high."""
 
-    def __init__(self) -> None:
-        os.environ.update(SLURMTEST_SLURMD_TIMEOUT="6", OMP_NUM_THREADS="1")
+    def __init__(self, name: str = "tests") -> None:
+        os.environ.update(SLURMTEST_NAME=name, SLURMTEST_SLURMD_TIMEOUT="6", OMP_NUM_THREADS="1")
         self.call("up", "2")
         words = self.call("env").split("=", 1)
         os.environ["SLURM_CONF"] = words[1].strip()
