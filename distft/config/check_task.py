@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterator
 
 from distft.config.keys import nearest, show
-from distft.config.schema import AnyTask, Data, Evaluation, Source
+from distft.config.schema import AnyTask, Data, Evaluation, Model, Seq2Seq, Source
 
 
 def _formats(task: AnyTask, data: Data) -> Iterator[str]:
@@ -41,6 +41,14 @@ def _samples(task: AnyTask, evaluation: Evaluation) -> Iterator[str]:
         )
 
 
+def _attention(task: AnyTask, model: Model) -> Iterator[str]:
+    if isinstance(task, Seq2Seq) and model.attention not in ("auto", "sdpa", "eager"):
+        yield (
+            "model.attention: must be auto, sdpa or eager for task=seq2seq, whose models pad their batches, got "
+            f"{model.attention}; set model.attention=auto"
+        )
+
+
 def _packages(task: AnyTask) -> Iterator[str]:
     missing = [package for module, package in task.PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
@@ -50,5 +58,5 @@ def _packages(task: AnyTask) -> Iterator[str]:
         )
 
 
-ANYWHERE = (_formats, _metric, _samples)
+ANYWHERE = (_formats, _metric, _samples, _attention)
 HERE = (_packages,)

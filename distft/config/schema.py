@@ -5,9 +5,29 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from distft.config.section import Fraction, Section
-from distft.config.tasks import LOWER_IS_BETTER, AnyTask, CausalLm, SequenceClassification
+from distft.config.tasks import (
+    LOWER_IS_BETTER,
+    AnyTask,
+    CausalLm,
+    ExtractiveQa,
+    RelationExtraction,
+    Seq2Seq,
+    SequenceClassification,
+    TokenClassification,
+)
 
-__all__ = ["LOWER_IS_BETTER", "AnyTask", "CausalLm", "Config", "Section", "SequenceClassification"]
+__all__ = [
+    "LOWER_IS_BETTER",
+    "AnyTask",
+    "CausalLm",
+    "Config",
+    "ExtractiveQa",
+    "RelationExtraction",
+    "Section",
+    "Seq2Seq",
+    "SequenceClassification",
+    "TokenClassification",
+]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]{0,127}$")]
 

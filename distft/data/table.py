@@ -1,4 +1,4 @@
-"""Rows of one file, read lazily: JSON lines, JSON, YAML corpora, CSV, Parquet; and of a hub dataset."""
+"""Rows of one file, read lazily: JSON lines, JSON, YAML corpora, CSV, CoNLL, Parquet; and of a hub dataset."""
 
 import json
 import mmap
@@ -13,7 +13,7 @@ import yaml
 
 from distft.data.document import Malformed
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".yml", ".yaml")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".yml", ".yaml", ".conll")
 YAML = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every scalar a string: an unquoted Yes stays "Yes"
 
 
@@ -158,6 +158,24 @@ def _messages(utterances: list[Any]) -> list[dict]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(answered)]
 
 
+def _read_conll(path: Path) -> Table:
+    """A CoNLL file: a word a line with its tag in the last column, an empty line after each sentence."""
+    rows: list[dict[str, list[str]]] = [{"tokens": [], "tags": []}]
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        columns = line.split()
+        if not columns or columns[0] == "-DOCSTART-":
+            if rows[-1]["tokens"]:
+                rows.append({"tokens": [], "tags": []})
+            continue
+        if columns[0] == "#" and not rows[-1]["tokens"]:  # a comment stands before its sentence
+            continue
+        if len(columns) < 2:
+            raise ValueError(f"line {number} must be a word and its tag, got {line!r}")
+        rows[-1]["tokens"].append(columns[0])
+        rows[-1]["tags"].append(columns[-1])
+    return Listed(path, [row for row in rows if row["tokens"]])
+
+
 def _read_csv(path: Path) -> Table:
     """A CSV file with a header; every value a string, so that an answer of `4` or `NA` stays what it is."""
     import pyarrow.csv
@@ -172,7 +190,14 @@ def _read_csv(path: Path) -> Table:
     return Columnar(str(path), Dataset(pyarrow.csv.read_csv(path, parse_options=options, convert_options=strings)))
 
 
-READERS = {".jsonl": JsonLines, ".json": _read_json, ".csv": _read_csv, ".yml": _read_yaml, ".yaml": _read_yaml}
+READERS = {
+    ".jsonl": JsonLines,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".yml": _read_yaml,
+    ".yaml": _read_yaml,
+    ".conll": _read_conll,
+}
 
 
 def read_parquet(name: str, files: list[Path], scratch: Path) -> Table:

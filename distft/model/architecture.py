@@ -22,6 +22,8 @@ class Architecture:
     """Paths of modules that no base has: drawn from the seed, trained in full, saved with the adapter."""
     finish: Callable[[PreTrainedModel], None] | None = None
     """Changes the skeleton (on meta) where `auto` knows no such head."""
+    attention: str | None = None
+    """What `model.attention=auto` means for it; null: what is best on the device."""
     peft_task: TaskType = TaskType.CAUSAL_LM
 
     def skeleton(self, config: Any, attention: str, trust_remote_code: bool = False) -> PreTrainedModel:

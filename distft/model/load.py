@@ -109,7 +109,7 @@ def load(
     """
     attention.register()
     stored, compute = DTYPES[config.dtype], compute_dtype(config, device)
-    implementation = _attention(config.attention, device)
+    implementation = _attention(config.attention, device, architecture)
     skeleton = architecture.skeleton(read_hf_config(config), implementation, config.trust_remote_code)
     heads = architecture.new_modules(skeleton)
     skeleton.config.use_cache = False
@@ -279,9 +279,11 @@ def _download(source: str, revision: str | None) -> Path:
         ) from error
 
 
-def _attention(wanted: str, device: torch.device) -> str:
+def _attention(wanted: str, device: torch.device, architecture: Architecture) -> str:
     if wanted != "auto":
         return wanted
+    if architecture.attention is not None:
+        return architecture.attention
     from transformers.utils import is_flash_attn_2_available
 
     return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else attention.NAME

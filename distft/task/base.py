@@ -191,8 +191,22 @@ class TaskModule(nn.Module):
 def build(config: schema.AnyTask) -> Task:
     """The task that the config names."""
     from distft.task.causal_lm import CausalLmTask
+    from distft.task.extractive_qa import ExtractiveQaTask
+    from distft.task.relation_extraction import RelationExtractionTask
+    from distft.task.seq2seq import Seq2SeqTask
     from distft.task.sequence_classification import SequenceClassificationTask
+    from distft.task.token_classification import TokenClassificationTask
 
-    if isinstance(config, schema.SequenceClassification):
-        return SequenceClassificationTask(config)
-    return CausalLmTask()
+    match config:
+        case schema.CausalLm():
+            return CausalLmTask()
+        case schema.SequenceClassification():
+            return SequenceClassificationTask(config)
+        case schema.TokenClassification():
+            return TokenClassificationTask(config)
+        case schema.RelationExtraction():
+            return RelationExtractionTask(config)
+        case schema.ExtractiveQa():
+            return ExtractiveQaTask(config)
+        case schema.Seq2Seq():
+            return Seq2SeqTask(config)

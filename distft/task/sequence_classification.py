@@ -7,17 +7,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import TaskType
-from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from distft.config import schema
 from distft.data.corpus import Corpus
 from distft.data.loader import Batch
-from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task import classification
 from distft.task.base import Scores, TaskModule
+from distft.task.heads import classify, is_decoder, require_known
 from distft.task.labels import LabelledTexts
 
 PROBLEMS = {
@@ -25,8 +25,6 @@ PROBLEMS = {
     "multi_label": "multi_label_classification",
     "regression": "regression",
 }
-ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
-"""Model types whose classification head is known to start from the first token's state."""
 
 
 class SequenceClassificationTask:
@@ -87,12 +85,7 @@ class SequenceClassifier(TaskModule):
         self, model: Any, compute: torch.dtype, facts: dict[str, Any], class_weights: list[float] | None = None
     ):
         super().__init__(model, compute, facts)
-        self.from_last = hasattr(self.base, "score")
-        if not self.from_last and self.base.config.model_type not in ENCODERS:
-            raise ConfigError(
-                f"model.source: task=sequence_classification knows the heads of decoders and of {', '.join(ENCODERS)}, "
-                f"got a {self.base.config.model_type}; take another model"
-            )
+        require_known(self.base, "sequence_classification")
         self.class_weights = None if class_weights is None else torch.tensor(class_weights)
 
     def loss(self, batch: Batch) -> Tensor:
@@ -106,7 +99,7 @@ class SequenceClassifier(TaskModule):
         """[D, num_labels]"""
         assert batch.segments is not None
         bounds = batch.segments[:, 0]
-        places = bounds[:, 1] - 1 if self.from_last else bounds[:, 0]
+        places = bounds[:, 1] - 1 if is_decoder(self.base) else bounds[:, 0]
         return classify(self.base, self.encode(batch).flatten(0, 1)[places])
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -118,16 +111,3 @@ class SequenceClassifier(TaskModule):
         if self.facts["kind"] == "multi_label":
             return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum") / logits.shape[1]
         return F.cross_entropy(logits, targets[:, 0], weights, reduction="sum")
-
-
-def classify(model: PreTrainedModel, states: Tensor) -> Tensor:
-    """Logits [D, num_labels] of the model's head on states [D, H] of the tokens that it classifies from."""
-    if hasattr(model, "score"):
-        return model.score(states)
-    if model.config.model_type in ("bert", "distilbert"):
-        if model.config.model_type == "bert":
-            pooled = model.base_model.pooler(states.unsqueeze(1))
-        else:
-            pooled = nn.functional.relu(model.pre_classifier(states))
-        return model.classifier(model.dropout(pooled))
-    return model.classifier(states.unsqueeze(1))  # RoBERTa's and Electra's heads take the first token themselves

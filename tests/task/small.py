@@ -31,7 +31,22 @@ LLAMA = {
     "initializer_range": 0.2,
     "pad_token_id": 0,
 }
-MODELS = {"bert": BERT, "llama": LLAMA}
+T5 = {
+    "model_type": "t5",
+    "vocab_size": 40,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 0,
+    "tie_word_embeddings": True,
+}
+MODELS = {"bert": BERT, "llama": LLAMA, "t5": T5}
 
 
 def write_tokenizer(folder: Path) -> Path:
@@ -77,6 +92,38 @@ def several_labels(draw: random.Random) -> dict[str, Any]:
 
 def valued(draw: random.Random) -> dict[str, Any]:
     return {"text": say(draw), "label": round(draw.uniform(-1, 1), 3)}
+
+
+def tagged(draw: random.Random) -> dict[str, Any]:
+    """Names of one or two words among others; the tags follow from the words."""
+    tokens, tags = [], []
+    for _ in range(draw.randint(2, 5)):
+        kind = draw.choice(["", "PER", "LOC"])
+        words = draw.choice({"": [["sun"], ["tea"]], "PER": [["ann"], ["bob", "seven"]], "LOC": [["rome"]]}[kind])
+        tokens += words
+        tags += [f"{'I' if i else 'B'}-{kind}" if kind else "O" for i in range(len(words))]
+    return {"tokens": [*tokens, "ann", "rome"], "tags": [*tags, "B-PER", "B-LOC"]}
+
+
+def related(draw: random.Random) -> dict[str, Any]:
+    who, verb, where = draw.choice(["ann", "bob"]), draw.choice(["lives in", "works at"]), draw.choice(["rome", "acme"])
+    text = f"{say(draw, 4)} {who} {verb} {where} {say(draw, 3)}"
+    places = [[text.index(word), text.index(word) + len(word)] for word in (f" {who} {verb}", f"{verb} {where}")]
+    subject = [places[0][0] + 1, places[0][0] + 1 + len(who)]
+    object = [places[1][1] - len(where), places[1][1]]
+    return {"text": text, "subject": subject, "object": object, "label": verb.split()[0]}
+
+
+def answered(draw: random.Random) -> dict[str, Any]:
+    context = say(draw, 60)
+    answer = draw.choice(context.split())
+    at = context.index(answer)
+    return {"question": say(draw, 4), "context": context, "answers": {"text": [answer], "answer_start": [at]}}
+
+
+def rewritten(draw: random.Random) -> dict[str, Any]:
+    source = say(draw, 10)
+    return {"source": source, "target": " ".join(reversed(source.split()[:6]))}
 
 
 def write_rows(file: Path, make: Callable[[random.Random], dict[str, Any]], count: int, seed: int = 0) -> str:
