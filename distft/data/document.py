@@ -4,10 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 class Malformed(ValueError):
@@ -76,7 +78,7 @@ class Reader(Protocol):
     """Turns rows of the task's formats into documents. Processes that tokenise get a copy of it by pickle."""
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerFast: ...
+    def tokenizer(self) -> "PreTrainedTokenizerFast": ...
 
     @property
     def formats(self) -> Mapping[str, tuple[str, ...]]:

@@ -5,15 +5,17 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jinja2
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from distft.config.schema import CausalLm
 from distft.data.document import NEXT_TOKEN, Document, Malformed, Reading, Seen, Unusable, check_unicode, short
 from distft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Span = tuple[int, int]
 
@@ -42,7 +44,7 @@ class Template:
     layout = NEXT_TOKEN
     facts: dict[str, Any] = {}
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, loss_on: Literal["assistant", "all"] = "assistant"):
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", loss_on: Literal["assistant", "all"] = "assistant"):
         self.tokenizer = tokenizer
         self.loss_on = loss_on
         added = tokenizer.added_tokens_decoder.items()
