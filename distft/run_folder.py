@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 
 from distft import status
-from distft.checkpoint_folder import published, step_of
 from distft.config.resolved import to_yaml
 from distft.config.resume import check_resume
 from distft.config.schema import Config
@@ -88,6 +87,8 @@ class RunFolder:
         if not ranks.is_main:
             yield
             return
+        from distft.checkpoint_folder import published, step_of  # torch comes with it
+
         os.umask(0o077)
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._owner = Owner(self.path, ranks.job)

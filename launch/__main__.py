@@ -122,6 +122,7 @@ def _plan_points(points: Sequence[sweep.Point]) -> tuple[list[Planned], Launch]:
 def _submit(planned: list[Planned], name: str, folder: Path, points: list[sweep.Point]) -> None:
     from launch.cluster import submit
     from launch.job import Job
+    from launch.status import rows_of, write_csv
 
     os.umask(0o077)
     folder.mkdir(parents=True, mode=0o700)
@@ -136,6 +137,7 @@ def _submit(planned: list[Planned], name: str, folder: Path, points: list[sweep.
     if points:
         runs = runs.parent
         sweep.write(runs, points)
+        write_csv(runs, rows_of([runs]))
     jobs = submitted[0][0] if len(submitted) == 1 else f"{submitted[0][0].split('_')[0]}, an array of {len(submitted)}"
     print(f"submitted  job {jobs}; {cluster.world_size} ranks each on {cluster.name}")
     print(f"log        {submitted[0][1]}")

@@ -77,8 +77,7 @@ class Watchdog:
         rank = self._group.ranks.global_rank
         (self._folder / f"hang-rank-{rank:05d}.json").write_text(json.dumps(where()))
         if torch.cuda.is_available():
-            record: bytes = torch._C._distributed_c10d._dump_nccl_trace_json()  # type: ignore[attr-defined]
-            (self._folder / f"hang-rank-{rank:05d}.collectives.txt").write_bytes(record)
+            (self._folder / f"hang-rank-{rank:05d}.collectives.json").write_bytes(flight_record())
         time.sleep(GRACE_S)
         standing = self._collect()
         summary = self._folder / "hang.txt"
@@ -98,6 +97,14 @@ class Watchdog:
             if _age(file) < 5 * GRACE_S and file.stem.removeprefix("hang-rank-").isdigit():
                 standing[int(file.stem.removeprefix("hang-rank-"))] = json.loads(file.read_text())
         return standing
+
+
+def flight_record() -> bytes:
+    """NCCL's last collectives on this rank, which were begun, and which ended."""
+    try:
+        return bytes(torch._C._distributed_c10d._dump_nccl_trace_json())  # type: ignore[attr-defined]
+    except (AttributeError, RuntimeError, TypeError) as error:  # private to torch: never at the cost of the report
+        return f"torch gave no flight record: {error}".encode()
 
 
 def where() -> dict[str, Any]:

@@ -64,3 +64,14 @@ def test_cfg_job_prints_the_composed_config(tmp_path: Path):
     assert done.returncode == 0, done.stderr
     shown = yaml.safe_load(done.stdout)
     assert shown["engine"]["name"] == "zero2" and shown["name"] == "llama_lora" and "hydra" not in shown
+
+
+COMMANDS = ["distft.train", "distft.evaluate", "distft.export", "distft.data.__main__"]
+LAUNCHERS = ["launch.__main__", "launch.check", "launch.status", "launch.cancel", "launch.requeue", "launch.job"]
+
+
+@pytest.mark.parametrize("module", [*COMMANDS, *LAUNCHERS])
+def test_a_command_has_imported_nothing_heavy_when_it_meets_its_config(module: str):
+    code = f"import sys, {module}; sys.exit(str({{'torch', 'transformers', 'datasets'}} & set(sys.modules) or ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == ""
