@@ -15,9 +15,9 @@ train: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
 
-# Real jobs on a real Slurm of two nodes on this machine, as root; slurm/README.md names the packages.
+# Real jobs on real Slurms of two nodes on this machine, as root; slurm/README.md names the packages.
 test-slurm: $(INSTALLED)
-	$(BIN)/python -m pytest -m slurm tests/slurm $(ARGS)
+	$(BIN)/python -m pytest -m slurm --numprocesses 3 --dist worksteal tests/slurm $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

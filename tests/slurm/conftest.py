@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,14 +16,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = [item for item in items if Path(__file__).parent in Path(item.fspath).parents]
     for item in here:
         item.add_marker(pytest.mark.slurm)
-        item.add_marker(pytest.mark.timeout(180))
+        item.add_marker(pytest.mark.timeout(300))
         if MISSING:
             item.add_marker(pytest.mark.skip(reason=f"{HOW}; missing: {', '.join(MISSING)}"))
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[RealCluster]:
-    real = RealCluster()
+    real = RealCluster(f"t{os.environ.get('PYTEST_XDIST_WORKER', 'one')}")
     yield real
     real.call("down")
 

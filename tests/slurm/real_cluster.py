@@ -20,7 +20,7 @@ MISSING = [name for name in NEEDED if shutil.which(name, path=f"{os.environ['PAT
 class RealCluster:
     """Two nodes, `n1` and `n2`; partitions main, low and high."""
 
-    def __init__(self, name: str = "tests") -> None:
+    def __init__(self, name: str) -> None:
         os.environ.update(SLURMTEST_NAME=name, SLURMTEST_SLURMD_TIMEOUT="6", OMP_NUM_THREADS="1")
         self.call("up", "2")
         words = self.call("env").split("=", 1)
@@ -78,21 +78,21 @@ def _namespace(pid: int) -> Path | None:
         return None
 
 
-def until(true: Callable[[], object], timeout_s: float, what: Callable[[], object] = lambda: "") -> None:
+def until(true: Callable[[], object], timeout_s: float = 120, what: Callable[[], object] = lambda: "") -> None:
     end = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < end, f"not within {timeout_s} s: {what()}"
         time.sleep(0.1)
 
 
-def reached(run_dir: Path, step: int, timeout_s: float = 60) -> None:
+def reached(run_dir: Path, step: int, timeout_s: float = 120) -> None:
     """Until a training step was logged."""
     file = run_dir / "metrics.jsonl"
     text = f'"step": {step}, "split": "train"'
     until(lambda: file.exists() and text in file.read_text(), timeout_s, lambda: story(run_dir))
 
 
-def ends(run_dir: Path, job: str, state: str, timeout_s: float = 90) -> Status:
+def ends(run_dir: Path, job: str, state: str, timeout_s: float = 150) -> Status:
     """Until the run is in `state` and Slurm is done with its job."""
 
     def there() -> bool:

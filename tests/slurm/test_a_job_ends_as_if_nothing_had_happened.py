@@ -53,8 +53,8 @@ def test_a_rank_that_is_shot_takes_the_job_down_in_seconds_and_it_is_requeued(cl
     began = time.monotonic()
     for rank in cluster.ranks_on(2, tmp_path):
         os.kill(rank, signal.SIGKILL)
-    until(lambda: slurm.job_state(job) != "RUNNING", 15)
-    assert time.monotonic() - began < 15
+    until(lambda: slurm.job_state(job) != "RUNNING")
+    assert time.monotonic() - began < 30, "collectives time out after half an hour"
     finishes_alike(job, restarts=1)
 
 
@@ -63,9 +63,9 @@ def test_power_cuts_amid_a_step_and_amid_a_save(cluster, words, finishes_alike, 
     for node, step in (("1", 15), ("2", 55)):
         reached(tmp_path / "run", step)
         if node == "2":
-            until(lambda: list((tmp_path / "run" / "checkpoints").glob(".step-*")), 30)
+            until(lambda: list((tmp_path / "run" / "checkpoints").glob(".step-*")))
         cluster.call("crash", node)
-        until(lambda: slurm.job_state(job) != "RUNNING", 40)
+        until(lambda: slurm.job_state(job) != "RUNNING")
         cluster.call("start", node)
     finishes_alike(job, restarts=2)
 
@@ -74,7 +74,7 @@ def test_a_daemon_that_is_shot_while_its_rank_runs_on(cluster, words, tmp_path):
     job = cluster.launch(tmp_path / "run", words("steps=300"))
     reached(tmp_path / "run", 15)
     cluster.call("kill-slurmd", "1")
-    until(lambda: slurm.job_state(job) != "RUNNING", 60)
+    until(lambda: slurm.job_state(job) != "RUNNING")
     cluster.call("start-slurmd", "1")
     ends(tmp_path / "run", job, "finished")
     steps = [row["step"] for row in runs.rows(tmp_path / "run", "train")]
@@ -85,7 +85,7 @@ def test_a_node_that_is_cut_off(cluster, words, finishes_alike, tmp_path):
     job = cluster.launch(tmp_path / "run", words())
     reached(tmp_path / "run", 15)
     cluster.call("link", "2", "down")
-    until(lambda: slurm.job_state(job) != "RUNNING", 60)
+    until(lambda: slurm.job_state(job) != "RUNNING")
     cluster.call("link", "2", "up")
     finishes_alike(job, restarts=1)
 
@@ -93,7 +93,7 @@ def test_a_node_that_is_cut_off(cluster, words, finishes_alike, tmp_path):
 def test_the_time_limit(cluster, words, straight, tmp_path):
     slow = "data.global_batch=48"
     job = cluster.launch(tmp_path / "run", words(slow, "cluster.time_min=1", "cluster.signal_s=30"))
-    status = ends(tmp_path / "run", job, "finished", timeout_s=170)
+    status = ends(tmp_path / "run", job, "finished", timeout_s=250)
     assert status.starts >= 2
     assert runs.adapter(tmp_path / "run") == straight(slow)
 

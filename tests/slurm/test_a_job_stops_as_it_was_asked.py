@@ -31,7 +31,7 @@ def test_cancel_saves_and_keeps_the_job_from_being_requeued(cluster, words, tmp_
     assert row_of(tmp_path / "run").state == "stopped"
     again = cluster.launch(tmp_path / "run", words("steps=20"))
     assert "is killed" in cancel(tmp_path / "run", now=True) or "queue" in cancel(tmp_path / "run", now=True)
-    until(lambda: slurm.job_state(again) == "CANCELLED", 30)
+    until(lambda: slurm.job_state(again) == "CANCELLED")
 
 
 def test_a_rank_that_hangs_is_named_and_the_job_starts_again(cluster, words, straight, tmp_path):
@@ -39,7 +39,7 @@ def test_a_rank_that_hangs_is_named_and_the_job_starts_again(cluster, words, str
     reached(tmp_path / "run", 15)
     for rank in cluster.ranks_on(2, tmp_path):
         os.kill(rank, signal.SIGSTOP)
-    until(lambda: Status.read(tmp_path / "run").state == "hung", 40, lambda: story(tmp_path / "run"))
+    until(lambda: Status.read(tmp_path / "run").state == "hung", what=lambda: story(tmp_path / "run"))
     told = (tmp_path / "run" / "logs" / "hang.txt").read_text()
     assert "rank 1 on n2 does not answer" in told and "1 of 2 ranks wait at" in told
     assert "most recent call first" in (tmp_path / "run" / "logs" / "hang-rank-00000.txt").read_text()
@@ -63,10 +63,12 @@ def test_a_node_that_hung_twice_is_left_out(cluster, words, tmp_path):
 def test_a_run_without_progress_gives_up(cluster, words, tmp_path):
     job = cluster.launch(tmp_path / "run", words("cluster.max_restarts=1", "checkpoint.every=1000"))
     for start in (1, 2):
-        until(lambda: Status.read(tmp_path / "run").starts == start, 60, lambda: story(tmp_path / "run"))  # noqa: B023
-        until(lambda: cluster.ranks_on(1, tmp_path), 20)
+        until(lambda: Status.read(tmp_path / "run").starts == start, what=lambda: story(tmp_path / "run"))  # noqa: B023
+        until(lambda: cluster.ranks_on(1, tmp_path))
         run("scancel", "--signal=KILL", job)
-        until(lambda: slurm.job_state(job) != "RUNNING", 30)
-    until(lambda: slurm.job_state(job) not in ("PENDING", "RUNNING", "COMPLETING"), 60, lambda: story(tmp_path / "run"))
+        until(lambda: slurm.job_state(job) != "RUNNING")
+    until(
+        lambda: slurm.job_state(job) not in ("PENDING", "RUNNING", "COMPLETING"), what=lambda: story(tmp_path / "run")
+    )
     assert "it has made no step that was saved in 2 starts" in story(tmp_path / "run")
     assert row_of(tmp_path / "run").state == "failed"

@@ -68,7 +68,7 @@ def test_a_second_start_is_refused_by_the_owner_s_name_and_a_dead_owner_is_taken
     assert refused.code == 2 and f"belongs to job {job}, process" in refused.output
     cluster.call("crash", "1")
     cluster.call("crash", "2")
-    until(lambda: slurm.job_state(job) not in ("RUNNING", "COMPLETING"), 60)
+    until(lambda: slurm.job_state(job) not in ("RUNNING", "COMPLETING"))
     taken = commands.start(*[*here, "steps=40"])
     ended = taken.end()
     cluster.call("start", "1")

@@ -30,7 +30,7 @@ def test_train_sbatch_on_two_nodes_goes_on_after_a_signal_and_a_requeue(cluster,
     job = sbatch("train.sbatch", *tiny(tmp_path, *LONG), cwd=tmp_path, options=["--nodes=2"])
     reached(tmp_path / "run", 15)
     run("scancel", "--signal=USR2", job)
-    until(lambda: Status.read(tmp_path / "run").starts == 2, 60)
+    until(lambda: Status.read(tmp_path / "run").starts == 2)
     reached(tmp_path / "run", 60)
     run("scontrol", "requeue", job)
     status = ends(tmp_path / "run", job, "finished")
@@ -47,7 +47,7 @@ def test_sweep_sbatch_runs_a_line_a_task(cluster, tiny, tmp_path):
     (tmp_path / "sweep.txt").write_text("\n".join(lines) + "\n")
     sbatch("sweep.sbatch", "sweep.txt", cwd=tmp_path)
     for name in ("s1", "s2"):
-        until(lambda: Status.read(tmp_path / name).state == "finished", 90)  # noqa: B023
+        until(lambda: Status.read(tmp_path / name).state == "finished")  # noqa: B023
 
 
 def test_a_sweep_is_one_throttled_array_with_a_folder_a_point(cluster, words, tmp_path, capsys):
