@@ -31,11 +31,11 @@ def test_train_sbatch_on_two_nodes_goes_on_after_a_signal_and_a_requeue(cluster,
     reached(tmp_path / "run", 15)
     run("scancel", "--signal=USR2", job)
     until(lambda: Status.read(tmp_path / "run").starts == 2)
-    reached(tmp_path / "run", 60)
+    reached(tmp_path / "run", 40)
     run("scontrol", "requeue", job)
     status = ends(tmp_path / "run", job, "finished")
     assert status.starts == 3
-    assert runs.adapter(tmp_path / "run") == straight()
+    assert runs.adapter(tmp_path / "run") == straight
     assert "run ended with exit code 75: requeued" in (tmp_path / f"distft-{job}.log").read_text()
 
 
