@@ -46,7 +46,7 @@ def words(cluster: RealCluster, tiny: Callable[..., list[str]], tmp_path: Path) 
     """The words of a run of small steps on two nodes, in a folder that must be left without processes."""
 
     def make(*changes: str, run_root: Path = tmp_path) -> list[str]:
-        setup = "cluster.setup=[export TORCHDYNAMO_DISABLE=1]"  # two seconds of imports less a rank
+        setup = 'cluster.setup=["export TORCHDYNAMO_DISABLE=1"]'  # two seconds of imports less a rank
         return tiny(run_root, "cluster=slurm", "cluster.nodes=2", setup, *LONG, *changes)
 
     return make
