@@ -41,10 +41,7 @@ def test_train_sbatch_on_two_nodes_goes_on_after_a_signal_and_a_requeue(cluster,
 
 
 def test_sweep_sbatch_runs_a_line_a_task(cluster, tiny, tmp_path):
-    lines = [
-        " ".join(f"'{word}'" if " " in word else word for word in tiny(tmp_path, "steps=2", f"name=s{n}"))
-        for n in (1, 2)
-    ]
+    lines = [shlex.join(tiny(tmp_path, "steps=2", f"name=s{number}")) for number in (1, 2)]
     (tmp_path / "sweep.txt").write_text("\n".join(lines) + "\n")
     sbatch("sweep.sbatch", "sweep.txt", cwd=tmp_path)
     for name in ("s1", "s2"):
