@@ -29,12 +29,14 @@ class Report:
     """What was compared, and how near it was."""
 
     tokens: int
+    auto_class: str = "AutoModelForCausalLM"
+    """The class of transformers that loads the model."""
     differences: list[tuple[str, float, float]] = field(default_factory=list)
     """What, relative difference of the logits, mean difference of a token's loss."""
 
     def lines(self) -> list[str]:
         return [
-            f"{what}: logits differ by {relative:.1e}, token losses by {loss:.1e}"
+            f"{what}: logits differ by {relative:.1e}, losses by {loss:.1e}"
             for what, relative, loss in self.differences
         ] + [f"on {self.tokens} real tokens, in float32"]
 
@@ -53,12 +55,12 @@ class Agreement:
         size = sum(b.square().sum().item() for b in self._reference)
         relative = (distance / size) ** 0.5
         pairs = list(zip(self._rows, ours, self._reference, strict=True))
-        loss = torch.cat([(token_losses(a, row) - token_losses(b, row)).abs() for row, a, b in pairs]).mean().item()
+        loss = torch.cat([(losses(a, row) - losses(b, row)).abs() for row, a, b in pairs]).mean().item()
         self.report.differences.append((what, relative, loss))
         if not relative <= tolerance:  # NaN is no agreement
             raise DistftError(
                 f"export: {what} must agree with the trained model, its logits differ by {relative:.1e} of their size "
-                f"(allowed {tolerance:.0e}), token losses by {loss:.1e} on average; nothing was exported"
+                f"(allowed {tolerance:.0e}), losses by {loss:.1e} on average; nothing was exported"
             )
 
 
@@ -79,11 +81,20 @@ def check_rows(config: schema.Config, tokenizer: PreTrainedTokenizerFast, facts:
 
 @torch.no_grad()
 def logits(model: nn.Module, rows: list[Tensor]) -> list[Tensor]:
-    """Float32 logits on the CPU, row by row."""
+    """Float32 logits on the CPU, row by row: whatever scores the model gives."""
     model.eval()
     device = next(model.parameters()).device
-    return [model(input_ids=row.to(device), use_cache=False).logits.float().cpu() for row in rows]
+    results = []
+    for row in rows:
+        own = {"decoder_input_ids": row.to(device)} if getattr(model.config, "is_encoder_decoder", False) else {}
+        out = model(input_ids=row.to(device), use_cache=False, **own)
+        scores = out.logits if "logits" in out else torch.stack([out.start_logits, out.end_logits], 1)
+        results.append(scores.float().cpu())
+    return results
 
 
-def token_losses(of: Tensor, row: Tensor) -> Tensor:
-    return F.cross_entropy(of[0, :-1], row[0, 1:], reduction="none")
+def losses(of: Tensor, row: Tensor) -> Tensor:
+    """Of a language model the losses of the row's tokens, of any other those of the classes that it gives."""
+    if of.shape[:2] == row.shape and of.shape[-1] > row.max():
+        return F.cross_entropy(of[0, :-1], row[0, 1:], reduction="none")
+    return -of.log_softmax(-1).amax(-1).flatten()

@@ -112,7 +112,7 @@ def _published_whole(target: Path) -> Iterator[Path]:
 
 def _show(settings: Export, weights: Path, target: Path, report: "Report") -> None:
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
-    how = f'AutoModelForCausalLM.from_pretrained("{target}")'
+    how = f'{report.auto_class}.from_pretrained("{target}")'
     if settings.to == "adapter":
         how = f'PeftModel.from_pretrained(base, "{target}")'
     print(f"weights  {weights}")

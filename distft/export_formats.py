@@ -75,16 +75,23 @@ def write_merged(
     Three comparisons, so that rounding cannot hide a fault: the merged model is the trained one, the file is the merged
     model rounded, and rounding itself moves little. Uses up `trained`.
     """
+    if trained.architecture.finish is not None:
+        raise ConfigError(
+            f"export.to: must be adapter for task={config.task.name}, whose head no class of transformers has, "
+            "got merged; use export.to=adapter"
+        )
     agreement = Agreement(rows, trained.model)
     model = merge(trained.model)
     agreement.require(model, "the model merged in float32", SAME)
     for parameter in model.parameters():  # not model.to(): rotary frequencies are float32 buffers and stay so
         parameter.data = parameter.data.to(load.DTYPES[dtype])
     model.config.use_cache = True
-    model.generation_config = _generation_config(config.model, model, tokenizer)
+    if model.can_generate():
+        model.generation_config = _generation_config(config.model, model, tokenizer)
     model.save_pretrained(folder)
     rounded = Agreement(rows, model.float())
     auto = trained.architecture.auto
+    agreement.report.auto_class = auto.__name__
     del model, trained
     read_back = auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=config.model.trust_remote_code)
     rounded.require(read_back, "the folder read back", SAME)

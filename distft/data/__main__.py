@@ -13,7 +13,6 @@ from distft.config import compose, schema
 from distft.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
     from transformers import PreTrainedTokenizerFast
 
     from distft.data.corpus import Corpus
@@ -56,7 +55,7 @@ def show(config: schema.Config, num_rows: int, console: Console) -> None:
     console.print(Text.assemble("Below: ", ("supervised tokens", SUPERVISED), ", ", ("context", CONTEXT)))
     corpus, rows = prepared.train, plans["train"]
     for row in permutation(config.seed, 0, len(rows))[:num_rows]:
-        documents = [_coloured(*corpus.document(i), tokenizer) for i in rows[row]]
+        documents = [_coloured(corpus, i, tokenizer) for i in rows[row]]
         tokens, targets = corpus.lengths[rows[row]].sum(), corpus.target_counts[rows[row]].sum()
         title = f"row {row}: {len(documents)} documents, {tokens:,} tokens, {targets:,} targets"
         console.print(Panel(Text.assemble(("\n────\n", "red")).join(documents), title=title))
@@ -86,9 +85,17 @@ def _figures(sides: "dict[str, Corpus]", plans: "dict[str, Rows]", max_length: i
     return table
 
 
-def _coloured(ids: "np.ndarray", targets: "np.ndarray", tokenizer: "PreTrainedTokenizerFast") -> Text:
-    """The document decoded; tokens that are somebody's target stand out."""
-    supervised = [False, *(targets[:-1] >= 0).tolist()]
+def _coloured(corpus: "Corpus", i: int, tokenizer: "PreTrainedTokenizerFast") -> Text:
+    """The document decoded; tokens that somebody must predict, or that have a class, stand out.
+
+    Where labels are the document's, they stand behind it.
+    """
+    ids, targets = corpus.document(i)
+    if not corpus.layout.per_token:
+        labels = " ".join(f"{label:g}" for label in targets.tolist())
+        return Text.assemble((str(tokenizer.decode(ids)), CONTEXT), (f"  labels {labels}", SUPERVISED))
+    shifted = corpus.layout.labels == "next_token"
+    supervised = [False, *(targets[:-1] >= 0).tolist()] if shifted else (targets >= 0).tolist()
     text = Text()
     start = 0
     for end in range(1, len(ids) + 1):  # by runs: one token alone may be half a character

@@ -151,6 +151,8 @@ def run_words(
         "data.max_length=48",
         "data.packing=false",
         "data.global_batch=4",
+        "data.micro_batch=2",
+        *(["task.max_new_tokens=6"] if task == "seq2seq" else []),
         "data.num_workers=1",
         f"data.cache_dir={run_root / 'cache'}",
         "adapter.r=4",

@@ -10,6 +10,8 @@ from tests.resume import hooks, runs
 
 CASES = {
     "encoder": ("sequence_classification", small.BERT, small.labelled),
+    "windows": ("token_classification", small.BERT, small.tagged),
+    "seq2seq": ("seq2seq", {**small.T5, "dropout_rate": 0.1}, small.rewritten),
 }
 
 
