@@ -26,12 +26,15 @@ def main(argv: list[str]) -> None:
 def cancel(run: Path, *, now: bool) -> str:
     """Stops a run; says how."""
     record, card = Record.read(run), owner.read(run)
-    job = (card or {}).get("job") or (record.job if record and record.cluster == "slurm" else None)
-    state = slurm.job_state(job) if job else None
+    # The last one submitted, and the one that began the run: the same, but for a batch script's.
+    jobs = [record.job if record and record.cluster == "slurm" else None, (card or {}).get("job")]
+    states = {job: slurm.job_state(job) for job in jobs if job}
+    waits_or_runs = ("PENDING", *slurm.HOLDS_NODES)
+    job, state = next(((job, state) for job, state in states.items() if state in waits_or_runs), (None, None))
     if job and state == "PENDING":
         (run / CANCEL).touch()
         return _told(slurm.ask("scancel", job), f"job {job} is taken out of the queue")
-    if job and state in slurm.HOLDS_NODES:
+    if job:
         (run / CANCEL).touch()
         if now:
             return _told(slurm.ask("scancel", job), f"job {job} is killed")

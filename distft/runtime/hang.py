@@ -51,7 +51,7 @@ class Watchdog:
         self._group, self._folder, self._after_s, self._told = group, folder, after_s, told
         self._nodes: list[str] = group.gather(group.ranks.node)
         self._done = threading.Event()
-        self._stacks = (folder / f"hang-rank-{group.ranks.global_rank:05d}.txt").open("w")
+        self._stacks = (folder / f".stacks-rank-{group.ranks.global_rank:05d}").open("w")
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def close(self) -> None:
@@ -75,6 +75,7 @@ class Watchdog:
 
     def _report(self) -> None:
         rank = self._group.ranks.global_rank
+        Path(self._stacks.name).rename(self._folder / f"hang-rank-{rank:05d}.txt")
         (self._folder / f"hang-rank-{rank:05d}.json").write_text(json.dumps(where()))
         if torch.cuda.is_available():
             (self._folder / f"hang-rank-{rank:05d}.collectives.json").write_bytes(flight_record())

@@ -1,5 +1,6 @@
 """Asked to stop, hung, or without progress: a job ends in a clear state, and is requeued only if that is meant."""
 
+import json
 import os
 import signal
 
@@ -28,11 +29,11 @@ def test_a_rank_that_hangs_is_named_and_the_job_starts_again(cluster, words, str
     reached(tmp_path / "run", 15)
     for rank in cluster.ranks_on(2, tmp_path):
         os.kill(rank, signal.SIGSTOP)
-    until(lambda: Status.read(tmp_path / "run").state == "hung", what=lambda: story(tmp_path / "run"))
+    status = ends(tmp_path / "run", job, "finished")
+    assert status.starts == 2
     told = (tmp_path / "run" / "logs" / "hang.txt").read_text()
     assert "rank 1 on n2 does not answer" in told and "1 of 2 ranks wait at" in told
     assert "most recent call first" in (tmp_path / "run" / "logs" / "hang-rank-00000.txt").read_text()
-    status = ends(tmp_path / "run", job, "finished")
     assert status.bad_nodes == {"n2": 1}
     assert runs.adapter(tmp_path / "run") == straight
 
@@ -45,7 +46,7 @@ def test_a_node_that_hung_twice_is_left_out(cluster, words, tmp_path):
     os.kill(cluster.ranks_on(1, tmp_path)[-1], signal.SIGSTOP)
     ends(tmp_path / "run", job, "finished")
     assert Status.read(tmp_path / "run").bad_nodes == {"n1": 2}
-    assert run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%N").strip() == "n2"
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["host"] == "n2"
     assert "requeued without n1" in story(tmp_path / "run")
 
 
