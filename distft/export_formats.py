@@ -45,6 +45,11 @@ def load_trained(run: Path, config: schema.Config, weights: Path) -> Trained:
     """The model as it was trained, computing in float32: NF4 codes and all. Raises ConfigError."""
     task, facts = tasks.build(config.task), facts_beside(weights) or {}
     architecture = task.architecture(facts)
+    if architecture.finish is not None:
+        raise ConfigError(
+            f"task: must be one whose model a class of transformers loads, got {config.task.name} with a head of its own; "
+            f"take {weights}, a PEFT adapter with the head in it"
+        )
     loaded = _load(config.model, config.adapter, config.seed, architecture)
     check_same_base(run, loaded.identity)
     module = task.module(loaded, facts)
@@ -75,11 +80,6 @@ def write_merged(
     Three comparisons, so that rounding cannot hide a fault: the merged model is the trained one, the file is the merged
     model rounded, and rounding itself moves little. Uses up `trained`.
     """
-    if trained.architecture.finish is not None:
-        raise ConfigError(
-            f"export.to: must be adapter for task={config.task.name}, whose head no class of transformers has, "
-            "got merged; use export.to=adapter"
-        )
     agreement = Agreement(rows, trained.model)
     model = merge(trained.model)
     agreement.require(model, "the model merged in float32", SAME)

@@ -14,9 +14,10 @@ from distft.data.prepare import Prepared, prepare
 from distft.errors import ConfigError
 from distft.model.tokenizer import load_tokenizer
 from distft.task import base as tasks
+from tests.commands.conftest import child, command
 from tests.resume.tiny_run import commands
 
-__all__ = ["commands"]
+__all__ = ["child", "command", "commands"]
 
 
 @pytest.fixture(scope="session")
