@@ -9,7 +9,7 @@ from distft.status import Status
 from launch.cancel import cancel
 from launch.status import row_of
 from tests.resume import runs
-from tests.slurm.real_cluster import ends, reached, run, story, until
+from tests.slurm.real_cluster import ends, reached, story, until
 
 
 def test_cancel_saves_and_keeps_the_job_from_being_requeued(cluster, words, tmp_path):
@@ -55,7 +55,8 @@ def test_a_run_without_progress_gives_up(cluster, words, tmp_path):
     for start in (1, 2):
         until(lambda: Status.read(tmp_path / "run").starts == start, what=lambda: story(tmp_path / "run"))  # noqa: B023
         until(lambda: cluster.ranks_on(1, tmp_path))
-        run("scancel", "--signal=KILL", job)
+        for rank in cluster.ranks_on(1, tmp_path):
+            os.kill(rank, signal.SIGKILL)
         until(lambda: slurm.job_state(job) != "RUNNING")
     until(
         lambda: slurm.job_state(job) not in ("PENDING", "RUNNING", "COMPLETING"), what=lambda: story(tmp_path / "run")

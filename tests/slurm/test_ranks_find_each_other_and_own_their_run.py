@@ -1,6 +1,9 @@
 """Ranks meet whatever sits at their ports, and a run folder has one owner over all nodes."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -9,7 +12,7 @@ from distft.errors import ConfigError
 from distft.runtime import slurm
 from distft.runtime.rendezvous import candidates
 from tests.resume import runs
-from tests.slurm.real_cluster import SCRIPT, ends, reached, until
+from tests.slurm.real_cluster import SCRIPT, ends, reached, run, until
 
 LISTEN = """
 import socket, sys
@@ -33,27 +36,21 @@ def test_two_nodes_of_two_ranks_lose_what_two_local_processes_do(cluster, words,
 
 
 def test_a_port_that_is_taken_and_two_jobs_on_one_node(cluster, words, tmp_path):
-    import subprocess
-
     one_node = ["cluster.nodes=1", "cluster.tasks_per_node=2", "steps=4"]
-    first = cluster.launch(tmp_path / "run", words(*one_node, "steps=2"))
-    following = [int(first) + 1, int(first) + 2]
-    taken = [str(candidates(f"slurm.{job}.0.0")[0]) for job in following]
-    others = [
-        subprocess.Popen([str(SCRIPT), "exec", node, sys.executable, "-c", LISTEN, *taken], stdout=subprocess.PIPE)
-        for node in ("1", "2")
-    ]
+    first = int(cluster.launch(tmp_path / "run", words(*one_node, "steps=2")))
+    taken = [str(candidates(f"slurm.{first + number}.0.0")[0]) for number in (1, 2)]
+    command = [str(SCRIPT), "exec", "1", sys.executable, "-c", LISTEN, *taken]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
     try:
-        for other in others:
-            assert other.stdout is not None and other.stdout.readline() == b"listening\n"
+        assert other.stdout is not None and other.stdout.readline() == b"listening\n"
         jobs = {name: cluster.launch(tmp_path / name, words(*one_node, f"name={name}")) for name in ("x", "y")}
-        assert sorted(map(int, jobs.values())) == following
+        assert [int(job) for job in jobs.values()] == [first + 1, first + 2]
         for name, job in jobs.items():
             ends(tmp_path / name, job, "finished")
+            assert json.loads((tmp_path / name / "environment.json").read_text())["host"] == "n1"
     finally:
-        for other in others:
-            other.kill()
-    ends(tmp_path / "run", first, "finished")
+        os.killpg(other.pid, signal.SIGKILL)
+    ends(tmp_path / "run", str(first), "finished")
 
 
 def test_a_second_start_is_refused_by_the_owner_s_name_and_a_dead_owner_is_taken_over(
@@ -73,8 +70,6 @@ def test_a_second_start_is_refused_by_the_owner_s_name_and_a_dead_owner_is_taken
     ended = taken.end()
     cluster.call("start", "1")
     cluster.call("start", "2")
-    from tests.slurm.real_cluster import run
-
     run("scancel", job)
     assert ended.code == 0, ended.output
     assert f"taken over from job {job}" in ended.output
