@@ -87,7 +87,7 @@ def kill(cluster: RealCluster, kind: str, job: str, folder: Path, draw: random.R
 def main() -> int:
     parser = measure.parser(__doc__)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     draw = random.Random(args.seed)
@@ -103,7 +103,7 @@ def main() -> int:
             for number in range(args.kills):
                 first = Status.read(run_dir).start_step + 1
                 reached(run_dir, first, WAIT_S)
-                time.sleep(draw.uniform(0, 4))
+                time.sleep(draw.uniform(0, 2))
                 before = Status.read(run_dir)
                 if before.state == "finished":
                     print(f"finished after {number} kills: more --steps are needed", flush=True)
