@@ -92,7 +92,7 @@ def reached(run_dir: Path, step: int, timeout_s: float = 120) -> None:
     until(lambda: file.exists() and text in file.read_text(), timeout_s, lambda: story(run_dir))
 
 
-def ends(run_dir: Path, job: str, state: str, timeout_s: float = 150) -> Status:
+def ends(run_dir: Path, job: str, state: str, timeout_s: float = 240) -> Status:
     """Until the run is in `state` and Slurm is done with its job."""
 
     def there() -> bool:
