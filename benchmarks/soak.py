@@ -88,14 +88,14 @@ def main() -> int:
     parser = measure.parser(__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=3500)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the kills; also names the cluster and the result")
     args = parser.parse_args()
     draw = random.Random(args.seed)
     survived, lost = Counter[str](), Counter[str]()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cluster = RealCluster("soak")
+        cluster = RealCluster(f"soak{args.seed}")
         try:
             slurm_words = ["cluster=slurm", "cluster.nodes=2", "cluster.max_restarts=100000", "cluster.time_min=1000"]
             run_dir = folder / "runs" / "soak"
@@ -126,7 +126,7 @@ def main() -> int:
         Target("kills that lost a saved step", sum(lost.values()), 0),
         Target("final adapter is that of the uninterrupted run", float(same), 1, at_least=True),
     ]
-    return report("soak", args, ["killed", "survived", "lost"], rows, targets, seconds=seconds)
+    return report(f"soak_{args.seed}", args, ["killed", "survived", "lost"], rows, targets, seconds=seconds)
 
 
 if __name__ == "__main__":
