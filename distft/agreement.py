@@ -79,10 +79,11 @@ def check_rows(config: schema.Config, tokenizer: PreTrainedTokenizerFast, facts:
 
 @torch.no_grad()
 def logits(model: nn.Module, rows: list[Tensor]) -> list[Tensor]:
-    """Float32 logits on the CPU, row by row."""
+    """Float32 logits on the CPU, row by row; those of virtual tokens before a row are left out."""
     model.eval()
     device = next(model.parameters()).device
-    return [model(input_ids=row.to(device), use_cache=False).logits.float().cpu() for row in rows]
+    given = [model(input_ids=row.to(device), use_cache=False).logits.float().cpu() for row in rows]
+    return [each[:, -row.shape[1] :] for each, row in zip(given, rows, strict=True)]
 
 
 def token_losses(of: Tensor, row: Tensor) -> Tensor:

@@ -61,7 +61,8 @@ def _mark_head(model: PreTrainedModel) -> None:
     shared = {id(p) for m in model.modules() if m is not head for p in m.parameters(recurse=False)}
     for name, parameter in list(head.named_parameters()):
         if id(parameter) in shared:
-            # Tied to the embeddings, which stay: the head parts from them.
+            # Tied to the embeddings, which stay: the head parts from them, also where the model is read back.
+            model.config.tie_word_embeddings = False
             parameter = nn.Parameter(parameter.detach().clone())
             setattr(head, name, parameter)
         parameter.requires_grad = True
