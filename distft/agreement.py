@@ -81,7 +81,7 @@ def check_rows(config: schema.Config, tokenizer: PreTrainedTokenizerFast, facts:
 
 @torch.no_grad()
 def logits(model: nn.Module, rows: list[Tensor]) -> list[Tensor]:
-    """Float32 logits on the CPU, row by row: whatever scores the model gives."""
+    """Float32 logits on the CPU, row by row: whatever scores the model gives. Those of virtual tokens are left out."""
     model.eval()
     device = next(model.parameters()).device
     results = []
@@ -89,7 +89,8 @@ def logits(model: nn.Module, rows: list[Tensor]) -> list[Tensor]:
         own = {"decoder_input_ids": row.to(device)} if getattr(model.config, "is_encoder_decoder", False) else {}
         out = model(input_ids=row.to(device), use_cache=False, **own)
         scores = out.logits if "logits" in out else torch.stack([out.start_logits, out.end_logits], 1)
-        results.append(scores.float().cpu())
+        virtual = scores.shape[1] - row.shape[1] if scores.dim() == 3 else 0
+        results.append(scores[:, max(0, virtual) :].float().cpu())
     return results
 
 

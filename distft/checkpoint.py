@@ -9,7 +9,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ from distft.checkpoint_folder import (
 )
 from distft.engine.base import Engine
 from distft.errors import ConfigError, DistftError
+from distft.model.adapter.saved import Beside
 from distft.runtime.group import Group
+from distft.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +46,9 @@ class Checkpoints:
     """The checkpoints of one run. All ranks make it and call its methods together.
 
     `weights` names the file of what trains: `adapter_model` (one file, written by rank 0) or `model` (each rank
-    writes its part, as the weights are sharded). `describe` gives the small files beside it, by name. `may_publish`
-    is asked before the rename: whether the run folder is still rank 0's own.
+    writes its part, as the weights are sharded). `describe` gives the small files beside it, by name, `beside` the
+    tensors that do not train and that the file must hold all the same. `may_publish` is asked before the rename:
+    whether the run folder is still rank 0's own.
     """
 
     def __init__(
@@ -56,12 +59,13 @@ class Checkpoints:
         weights: str,
         keep: int,
         describe: dict[str, str],
+        beside: Beside | None = None,
         may_publish: Callable[[], bool] | None = None,
     ):
         self.folder = run_dir / "checkpoints"
         self.group, self.weights, self.keep, self.describe = group, weights, keep, describe
-        self.may_publish = may_publish or (lambda: True)
-        self.writers = group.ranks.world_size if weights == "model" else 1
+        self.beside, self.may_publish = beside or Beside(), may_publish or (lambda: True)
+        self.writers = 1 if weights == "adapter_model" else group.ranks.world_size
         # The thread's own group: the loop may be in a collective of its own meanwhile.
         self._thread_group = dist.new_group(backend="gloo") if self.writers > 1 else None
         self._thread: threading.Thread | None = None
@@ -72,10 +76,13 @@ class Checkpoints:
         self.save_seconds = 0.0
         """From the begin of a save to its checkpoint, of the last one."""
 
-    def save(self, engine: Engine, step: int, state: dict[str, Any]) -> None:
+    def save(
+        self, engine: Engine, step: int, state: dict[str, Any], schedule: Iterable[tuple[str, Tensor]] = ()
+    ) -> None:
         """Begins a checkpoint of `step` done steps. Waits for the last save, and for the copy to host memory.
 
-        `state["best_step"]` names a checkpoint that is kept as long as this one.
+        `state["best_step"]` names a checkpoint that is kept as long as this one. `schedule`: the adapter's, if it has
+        tensors of its own.
         """
         self.wait()
         if step == self._saved:  # also where the run resumed from it: a published checkpoint is never written again
@@ -85,6 +92,8 @@ class Checkpoints:
             self.weights: self._stage(engine.trainable_state()),
             "optimizer": self._stage(engine.optimizer_state()),
         }
+        if staged := self._stage((f"schedule.{name}", tensor) for name, tensor in schedule):
+            parts["schedule"] = [(name.removeprefix("schedule."), tensor) for name, tensor in staged]
         self._thread = threading.Thread(target=self._write, args=(step, parts, state, began), name="checkpoint")
         self._thread.start()
 
@@ -151,11 +160,14 @@ class Checkpoints:
                 set_aside(path, "damaged")
         return self.group.from_main(found)
 
-    def load(self, engine: Engine, path: Path) -> dict[str, Any]:
-        """Puts a checkpoint into `engine`; returns its `state.json`. Raises ConfigError where it does not fit."""
+    def load(self, engine: Engine, path: Path, schedule: Schedule) -> dict[str, Any]:
+        """Puts a checkpoint into `engine` and `schedule`; returns its `state.json`.
+
+        Raises ConfigError where it does not fit.
+        """
         weights, optimizer = TensorFolder(path, self.weights), TensorFolder(path, "optimizer")
         ours = {name: tuple(tensor.shape) for name, tensor in engine.trainable_state()}
-        theirs = {name: weights.shape(name) for name in weights.names}
+        theirs = {name: weights.shape(name) for name in weights.names if name not in self.beside.names}
         if differing := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
             first = differing[0]
             raise ConfigError(
@@ -166,6 +178,8 @@ class Checkpoints:
         engine.load_trainable_state(weights.read)
         if optimizer.names:
             engine.load_optimizer_state(optimizer.names, optimizer.read)
+        own = TensorFolder(path, "schedule")
+        schedule.load_state(own.names, own.read)
         return read_state(path)
 
     def _stage(self, tensors: Iterator[tuple[str, Tensor]]) -> list[tuple[str, Tensor | None]]:
@@ -218,6 +232,8 @@ class Checkpoints:
         files: dict[str, Any] = {}
         for part, tensors in parts.items():
             mine = {name: tensor for name, tensor in tensors if tensor is not None}
+            if part == self.weights:
+                mine |= self.beside.of(mine)
             files |= write_tensors(aside / file_name(part, self.group.ranks.global_rank, self.writers), mine)
         return files
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from distft.cli import run_command
 from distft.config.check import check
 from distft.config.compose import load_run
-from distft.config.schema import Config, Section
+from distft.config.schema import Config, Peft, Section
 from distft.errors import ConfigError
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
@@ -95,14 +96,16 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
     )
     check_same_base(run, loaded.identity)
     module = task.module(loaded, held_out.facts)
-    trained = open_weights(weights, module.weights_file, module.trainable())
+    trained = open_weights(weights, module.weights_file, module.trainable(), module.beside().names)
     engine.start(module)
     rows = hold_out(held_out.eval, task, config, held_out.facts, ranks, tokenizer.pad_token_id)
     samples = Samples(engine, held_out.prompts, tokenizer, config.evaluation, run, group)
 
-    # As it starts, every adapter is the base: B = 0, or what was taken from the base is in the adapter (PiSSA).
-    # Switched off, the latter would be a base with a part missing.
-    base = _measure(config, engine, rows, group, samples)
+    # As it starts, LoRA is the base: B = 0, or what was taken from the base is in the adapter (PiSSA), and switched off
+    # that would be a base with a part missing. Other methods of PEFT may start elsewhere, and all take nothing.
+    starts_elsewhere = isinstance(config.adapter, Peft) and config.adapter.method != "adaption_prompt"
+    with module.without_adapter() if starts_elsewhere else nullcontext():
+        base = _measure(config, engine, rows, group, samples)
     engine.load_trainable_state(trained.read)
     after = _measure(config, engine, rows, group, samples)
     result = {

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from distft.cli import run_command
+from distft.config.check_adapter import UNMERGEABLE
 from distft.config.compose import load_run
-from distft.config.schema import Config, Full, Lora, Section
+from distft.config.schema import Bitfit, Bottleneck, Config, Full, Head, Layers, Lora, Section
 from distft.errors import ConfigError
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
@@ -71,8 +72,18 @@ def export(run: Path, config: Config, settings: Export, weights: Path, target: P
 
 def _problems(config: Config, settings: Export, target: Path, ranks: Ranks) -> Iterator[str]:
     adapter = config.adapter
-    if settings.to == "adapter" and isinstance(adapter, Full):
-        yield "export.to: must be merged for a run that trained every weight, got adapter; use export.to=merged"
+    if settings.to == "adapter" and isinstance(adapter, Full | Layers | Bitfit | Head):
+        yield "export.to: must be merged where the model's own weights trained, got adapter; use export.to=merged"
+    if settings.to == "adapter" and isinstance(adapter, Bottleneck):
+        yield (
+            "export.to: must be a form that others read, got adapter: PEFT has no bottleneck adapters; the run's own "
+            "adapter/ loads with distft.model.adapter.bottleneck.load"
+        )
+    if settings.to == "merged" and adapter.method in UNMERGEABLE:
+        yield (
+            f"export.to: must be adapter with adapter.method={adapter.method}, got merged: "
+            f"{UNMERGEABLE[adapter.method]}; use the run's own adapter/"
+        )
     if settings.to == "adapter" and isinstance(adapter, Lora) and _starts_from_quantised_rest(config):
         yield (
             f"export.to: must be merged, got adapter: with adapter.init={adapter.init} the run quantised what that "

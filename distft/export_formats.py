@@ -54,7 +54,7 @@ def load_trained(run: Path, config: schema.Config, weights: Path) -> Trained:
     check_same_base(run, loaded.identity)
     module = task.module(loaded, facts)
     parameters = module.trainable()
-    tensors = open_weights(weights, module.weights_file, parameters)
+    tensors = open_weights(weights, module.weights_file, parameters, module.beside().names)
     changes = adapter.changes_base(config.adapter)
     start = {name: p.detach().clone() for name, p in parameters.items()} if changes else {}
     for name, parameter in parameters.items():
@@ -132,7 +132,7 @@ def _with_plain_layers(model: nn.Module) -> Any:
     return model.float().cpu()
 
 
-def _load(model: schema.Model, method: schema.Lora | schema.Full, seed: int, architecture: Architecture) -> load.Loaded:
+def _load(model: schema.Model, method: schema.AnyAdapter, seed: int, architecture: Architecture) -> load.Loaded:
     plain = model.model_copy(update={"compute_dtype": "float32", "attention": "sdpa", "gradient_checkpointing": "none"})
     # 4-bit codes are made anew: where they were made, a GPU, its kernels make the same ones.
     on_gpu = model.quantization != "none" and torch.cuda.is_available()

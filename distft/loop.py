@@ -17,6 +17,7 @@ from distft.evaluation import HeldOut, write_files
 from distft.optim import learning_rate
 from distft.runtime.group import Group
 from distft.runtime.stop import StopFlag
+from distft.schedule import Schedule
 from distft.tracking import Tracker
 
 WATCHED_STEPS = 3  # LoRA's A has no gradient before B has moved; a warm-up moves it a little in the first step already
@@ -56,6 +57,7 @@ class Run:
     config: Config
     group: Group
     engine: Engine
+    schedule: Schedule
     loader: Loader
     held_out: HeldOut | None
     checkpoints: Checkpoints
@@ -102,7 +104,7 @@ def save(run: Run) -> None:
         "rng": {"rule": "seed of each batch = hash(seed, step, first row)", "seed": run.config.seed},
         **run.facts,
     }
-    run.checkpoints.save(run.engine, run.progress.step, state)
+    run.checkpoints.save(run.engine, run.progress.step, state, run.schedule.state())
 
 
 def _is_done(run: Run) -> bool:
@@ -117,16 +119,20 @@ def _step(run: Run) -> bool:
     began, progress, config = time.perf_counter(), run.progress, run.config
     step, targets = progress.step, run.loader.target_tokens(progress.step)
     lr = learning_rate(config.optim, step, run.loader.num_steps)
+    run.schedule.begin(step)
     losses = [
         run.engine.accumulate(batch, targets, last=number == run.loader.accumulation)
         for number, batch in enumerate(run.loader.micro_batches(step), start=1)
     ]
     _watch_gradients(run)
+    run.schedule.before_update(run.engine)
     grad_norm = run.engine.step(lr)
     table = run.group.table(torch.stack(losses).sum().item(), run.stop.is_set, _peak_memory(run.group.device))
     loss = table[:, 0].sum().item() / targets
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         _skip_or_stop(run, loss, grad_norm)
+    else:
+        run.schedule.after_update(run.engine, step)
     progress.step += 1
     progress.tokens_seen += run.loader.tokens(step)
     progress.target_tokens_seen += targets
@@ -190,7 +196,7 @@ def _watch_gradients(run: Run) -> None:
     """Stops a run in which something that is said to train gets no gradient."""
     progress = run.progress
     if progress.step == 0:
-        progress.no_gradient_yet = [name for name, _ in run.engine.trainable_state()]
+        progress.no_gradient_yet = [n for n, _ in run.engine.trainable_state() if n not in run.schedule.late]
     if progress.no_gradient_yet is None:
         return
     moving = {name for name, gradient in run.engine.gradients() if gradient.any()}

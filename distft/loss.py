@@ -27,14 +27,17 @@ def token_loss(
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Sum of the cross-entropies of `targets` under `softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)`.
+
+    `smoothing` e takes 1 - e of each from the target and e from all of the vocabulary alike (arXiv:1512.00567).
 
     `hidden` [N, H]; `weight` [V, H] and `bias` [V], in any dtype; `targets` [N], -100 where ignored. Returns a 0-dim
     float32 (float64 for float64 hidden states). Matmuls run in the dtype of `hidden`, log-sum-exps in float32. A frozen
     weight gets no gradient and costs two matmuls; one that trains costs four, as its logits are computed twice.
     """
-    return _TokenLoss.apply(hidden, weight, bias, targets, softcap, scale, torch.is_grad_enabled())
+    return _TokenLoss.apply(hidden, weight, bias, targets, softcap, scale, smoothing, torch.is_grad_enabled())
 
 
 class _TokenLoss(torch.autograd.Function):
@@ -47,6 +50,7 @@ class _TokenLoss(torch.autograd.Function):
         targets: Tensor,
         softcap: float | None,
         scale: float,
+        smoothing: float,
         with_grad: bool,
     ) -> Tensor:
         kept = (targets != IGNORED).nonzero().squeeze(1)
@@ -54,7 +58,7 @@ class _TokenLoss(torch.autograd.Function):
         if len(labels) and (labels.min() < 0 or labels.max() >= len(weight)):
             raise IndexError(f"targets must be -100 or in [0, {len(weight)}), got {labels.min()} to {labels.max()}")
         wants_hidden, wants_weight, wants_bias = (with_grad and wanted for wanted in ctx.needs_input_grad[:3])
-        head = _Head(weight, bias, softcap, scale, _matmul_dtype(hidden))
+        head = _Head(weight, bias, softcap, scale, smoothing, _matmul_dtype(hidden))
         grad_hidden = hidden.new_zeros(len(kept), hidden.shape[1]) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         grad_bias = torch.zeros_like(bias) if wants_bias and bias is not None else None
@@ -64,10 +68,11 @@ class _TokenLoss(torch.autograd.Function):
             for start in range(0, len(kept), TILE_ROWS):
                 part = slice(start, start + TILE_ROWS)
                 rows, row_labels = hidden.index_select(0, kept[part]).to(head.dtype), labels[part]
-                losses, log_sum, grad = _losses(rows, row_labels, head, with_grad=wants_hidden and not two_passes)
-                loss += losses.sum()
+                found = _losses(rows, row_labels, head, with_grad=wants_hidden and not two_passes)
+                loss += found.losses.sum()
+                grad = found.grad
                 if two_passes:
-                    grad = _gradients(rows, row_labels, losses, log_sum, head, grad_weight, grad_bias)
+                    grad = _gradients(rows, row_labels, found, head, grad_weight, grad_bias)
                 if grad_hidden is not None and grad is not None:
                     grad_hidden[part] = grad
         ctx.save_for_backward(kept, grad_hidden, grad_weight, grad_bias)
@@ -85,7 +90,7 @@ class _TokenLoss(torch.autograd.Function):
         if grad_hidden is not None and len(kept) != ctx.num_rows:
             full = grad_hidden.new_zeros(ctx.num_rows, grad_hidden.shape[1])
             grad_hidden = full.index_copy_(0, kept, grad_hidden)
-        return grad_hidden, *others, None, None, None, None
+        return grad_hidden, *others, None, None, None, None, None
 
 
 @functools.cache
@@ -128,6 +133,7 @@ class _Head:
     bias: Tensor | None
     softcap: float | None
     scale: float
+    smoothing: float
     dtype: torch.dtype
 
     @property
@@ -160,15 +166,29 @@ class _Head:
             yield _Tile(columns, weight, logits, spare[: logits.numel()].view(shape), slope, at, inside)
 
 
-def _losses(rows: Tensor, labels: Tensor, head: _Head, *, with_grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Each row's loss [n, 1] and log-sum-exp [n, 1], and the gradient of the losses' sum by `rows` [n, H]."""
+@dataclass
+class _Found:
+    losses: Tensor
+    """[n, 1]: each row's loss."""
+    surprise: Tensor
+    """[n, 1]: the target's negative log-probability; the loss where nothing is smoothed."""
+    log_sum: Tensor
+    """[n, 1]: log-sum-exp over the vocabulary."""
+    grad: Tensor | None
+    """[n, H]: the gradient of the losses' sum by the rows."""
+
+
+def _losses(rows: Tensor, labels: Tensor, head: _Head, *, with_grad: bool) -> _Found:
     highest = rows.new_full((len(rows), 1), torch.finfo(head.sum_dtype).min, dtype=head.sum_dtype)
-    total, target = torch.zeros_like(highest), torch.zeros_like(highest)
+    total, target, every = (torch.zeros_like(highest) for _ in range(3))
     grad = torch.zeros_like(rows, dtype=head.sum_dtype) if with_grad else None
+    uniform = torch.zeros_like(grad) if grad is not None and head.smoothing else None
     for tile in head.tiles(rows, labels):
         target = torch.where(tile.inside, tile.logits.gather(1, tile.at), target)
         previous, highest = highest, torch.maximum(highest, tile.logits.amax(1, keepdim=True))
         decay = (previous - highest).exp_()
+        if head.smoothing:
+            every.add_(tile.logits.sum(1, keepdim=True, dtype=head.sum_dtype))
         exps = torch.sub(tile.logits, highest, out=tile.spare).exp_()
         total.mul_(decay).add_(exps.sum(1, keepdim=True))
         if grad is not None:
@@ -177,32 +197,45 @@ def _losses(rows: Tensor, labels: Tensor, head: _Head, *, with_grad: bool) -> tu
             if tile.slope is not None:
                 exps.mul_(tile.slope)
             _add_matmul(grad.mul_(decay), tile.for_matmul(exps), tile.weight)
+        if uniform is not None:
+            if tile.slope is None:
+                uniform.add_(tile.weight.sum(0, dtype=head.sum_dtype))
+            else:
+                _add_matmul(uniform, tile.for_matmul(tile.slope), tile.weight)
     log_sum = total.log().add_(highest)
-    losses = log_sum - target
+    surprise = log_sum - target
+    losses = surprise
+    if head.smoothing:
+        mean_surprise = log_sum - every / len(head.weight)
+        losses = surprise.lerp(mean_surprise, head.smoothing)
     if grad is not None:
-        own = losses.neg().expm1_()
+        own = surprise.neg().expm1_().add_(head.smoothing)
         if head.softcap is not None:
             own.mul_(1 - target.div_(head.softcap).square_())
         own_part = head.weight.index_select(0, labels).to(head.sum_dtype).mul_(own)
-        grad.div_(total).add_(own_part).mul_(head.scale)
-    return losses, log_sum, grad
+        grad.div_(total).add_(own_part)
+        if uniform is not None:
+            grad.sub_(uniform, alpha=head.smoothing / len(head.weight))
+        grad.mul_(head.scale)
+    return _Found(losses, surprise, log_sum, grad)
 
 
 def _gradients(
     rows: Tensor,
     labels: Tensor,
-    losses: Tensor,
-    log_sum: Tensor,
+    found: _Found,
     head: _Head,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
 ) -> Tensor:
     """The gradient of the losses' sum by `rows` [n, H]; adds those by weight and bias to `grad_weight`, `grad_bias`."""
     grad = torch.zeros_like(rows, dtype=head.sum_dtype)
-    own = losses.neg().expm1_()
+    own = found.surprise.neg().expm1_().add_(head.smoothing)
     for tile in head.tiles(rows, labels):
-        by_logit = torch.sub(tile.logits, log_sum, out=tile.spare).exp_()
+        by_logit = torch.sub(tile.logits, found.log_sum, out=tile.spare).exp_()
         by_logit.scatter_(1, tile.at, torch.where(tile.inside, own, by_logit.gather(1, tile.at)))
+        if head.smoothing:
+            by_logit.sub_(head.smoothing / len(head.weight))
         if tile.slope is not None:
             by_logit.mul_(tile.slope)
         if head.scale != 1:

@@ -9,9 +9,14 @@ from torch import nn
 from distft.config import schema
 
 
-def build(settings: schema.AnyOptim, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer over `parameters`. The learning rate is set anew at each step."""
-    groups = _decay_groups(parameters, settings.weight_decay)
+def build(
+    settings: schema.AnyOptim, parameters: dict[str, nn.Parameter], b_lr_ratio: float = 1.0
+) -> torch.optim.Optimizer:
+    """The optimizer over `parameters`, given by name. The learning rate is set anew at each step by `set_rate`.
+
+    `b_lr_ratio`: how many times the rate of all others LoRA's B has.
+    """
+    groups = _groups(settings, parameters, b_lr_ratio)
     if isinstance(settings, schema.AdamW):
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     if isinstance(settings, schema.AdamW8bit):
@@ -23,8 +28,21 @@ def build(settings: schema.AnyOptim, parameters: list[nn.Parameter]) -> torch.op
     return torch.optim.Adafactor(groups, lr=settings.lr)
 
 
-def _decay_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    return [{"params": parameters, "weight_decay": weight_decay}]
+def _groups(settings: schema.AnyOptim, parameters: dict[str, nn.Parameter], ratio: float) -> list[dict[str, Any]]:
+    """Parameters of like weight decay and rate together, in the order in which their kinds come."""
+    kinds: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves its own empty
+        decays = settings.weight_decay_on == "all" or len(shape) > 1
+        kind = (settings.weight_decay if decays else 0.0, ratio if "lora_B" in name else 1.0)
+        kinds.setdefault(kind, []).append(parameter)
+    return [{"params": members, "weight_decay": decay, "lr_ratio": times} for (decay, times), members in kinds.items()]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives each group its share of `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_ratio"]
 
 
 def learning_rate(settings: schema.AnyOptim, step: int, num_steps: int) -> float:

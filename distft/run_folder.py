@@ -161,7 +161,7 @@ class RunFolder:
         aside.mkdir(mode=0o700)
         tokenizer.save_pretrained(aside)
         for file in checkpoint.iterdir():
-            if not file.name.startswith(("optimizer", "state.json", "manifest.json")):
+            if not file.name.startswith(("optimizer", "schedule", "state.json", "manifest.json")):
                 shutil.copy2(file, aside / file.name)
         if final.exists():
             final.rename(old)

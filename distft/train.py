@@ -85,6 +85,7 @@ def _assemble(
     config: Config, group: Any, folder: RunFolder, task: "Task", pad_id: int, prepared: "Prepared", stop: StopFlag
 ) -> "Run":
     """Joins the parts: base, adapter, engine, data, tracker, checkpoints, in the order in which they depend."""
+    from distft import schedule as schedules
     from distft.checkpoint import Checkpoints
     from distft.data.loader import Loader
     from distft.data.pack import plan
@@ -111,7 +112,8 @@ def _assemble(
         architecture=task.architecture(prepared.facts),
     )
     module = task.module(loaded, prepared.facts)
-    weights, describe = module.weights_file, module.describe(config.model)
+    module.regularise(config.regularisation)
+    beside = module.beside()
     engine.start(module)
 
     ranks = group.ranks
@@ -126,16 +128,18 @@ def _assemble(
         world_size=ranks.world_size,
         pad_id=pad_id,
     )
+    schedule = schedules.build(loaded.model, config.adapter, list(module.trainable()), loader.num_steps)
     checkpoints = Checkpoints(
         folder.path,
         group,
-        weights=weights,
+        weights=module.weights_file,
         keep=config.checkpoint.keep,
-        describe=describe,
+        describe=module.describe(config.model, config.adapter),
+        beside=beside,
         may_publish=folder.is_mine,
     )
     newest = checkpoints.find(config.resume)
-    state = checkpoints.load(engine, newest) if newest else None
+    state = checkpoints.load(engine, newest, schedule) if newest else None
     progress = Progress.of(state) if state else Progress()
     run_id = group.from_main(folder.begin(loaded.identity, prepared.digest, state) if ranks.is_main else None)
     if newest:
@@ -157,6 +161,7 @@ def _assemble(
         config=config,
         group=group,
         engine=engine,
+        schedule=schedule,
         loader=loader,
         held_out=held_out(prepared.eval, task, config, prepared.facts, ranks, pad_id) if prepared.eval else None,
         checkpoints=checkpoints,

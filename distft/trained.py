@@ -78,12 +78,12 @@ def facts_beside(weights: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
-def open_weights(folder: Path, stem: str, trains: Iterable[str]) -> "TensorFolder":
-    """The tensors in `folder`. Raises ConfigError where they are not exactly those that train."""
+def open_weights(folder: Path, stem: str, trains: Iterable[str], beside: Iterable[str] = ()) -> "TensorFolder":
+    """The tensors in `folder`. Raises ConfigError where they are not those that train, with those `beside` them."""
     from distft.checkpoint import TensorFolder
 
     tensors = TensorFolder(folder, stem)
-    if differing := sorted(set(tensors.names) ^ set(trains)):
+    if differing := sorted(set(tensors.names) ^ {*trains, *beside}):
         raise ConfigError(
             f"checkpoint: {folder} must hold exactly the parameters that the run trains, {len(differing)} differ: "
             f"{', '.join(differing[:3])}; it belongs to another run, or is incomplete"

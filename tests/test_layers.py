@@ -26,8 +26,9 @@ ARROWS = {
     "status": {"runtime"},
     "owner": {"runtime"},
     "tracking": {"status"},
-    "checkpoint": {"engine", "runtime"},
-    "loop": {"data", "engine", "checkpoint", "tracking", "runtime", "optim", "evaluation"},
+    "schedule": {"engine", "model"},
+    "checkpoint": {"engine", "model", "runtime", "schedule"},
+    "loop": {"data", "schedule", "engine", "checkpoint", "tracking", "runtime", "optim", "evaluation"},
 }
 ONE_PLACE = {
     "deepspeed": "distft/engine/zero.py",

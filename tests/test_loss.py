@@ -22,6 +22,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "softcap": {"softcap": 3.0},
     "scale": {"scale": 0.25},
     "bias, scale and softcap": {"with_bias": True, "scale": 1.7, "softcap": 2.0},
+    "smoothing": {"smoothing": 0.1},
+    "smoothing with all": {"with_bias": True, "scale": 1.7, "softcap": 2.0, "smoothing": 0.3},
 }
 
 
@@ -42,11 +44,12 @@ def reference(
     bias: Tensor | None = None,
     softcap: float | None = None,
     scale: float = 1.0,
+    smoothing: float = 0.0,
 ) -> Tensor:
     logits = F.linear(hidden, weight, bias) * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+    return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum", label_smoothing=smoothing)
 
 
 def loss_and_gradients(function: Callable[..., Tensor], *leaves: Tensor | None, **options: object) -> list[Tensor]:

@@ -44,7 +44,7 @@ def test_commands_name_modules_and_compose(command, tmp_path, monkeypatch):
     load(arguments, program=module, world_size=ranks, here=False)
 
 
-@pytest.mark.parametrize("group", ["adapter", "engine", "optim", "tracking"])
+@pytest.mark.parametrize("group", ["adapter", "engine", "optim", "regularisation", "tracking"])
 def test_option_lists_are_those_of_conf(group):
     row = next(line for line in README.splitlines() if line.startswith(f"| `{group}` |"))
     told = set(re.findall(r"`([a-z0-9_]+)`", row)) & (options(group) | {"x"})

@@ -12,21 +12,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distft.config import check_task
+from distft.config import check_adapter, check_task
 from distft.config.keys import nearest, show
 from distft.config.schema import (
     Adafactor,
-    AdamW,
     AdamW8bit,
+    AnyEngine,
+    AnyOptim,
     Auto,
     Data,
     Evaluation,
     Fsdp,
-    Full,
-    Lora,
     Model,
     NoTracking,
-    Sgd,
     Single,
     Source,
     Tensorboard,
@@ -37,9 +35,6 @@ from distft.config.schema import (
 from distft.errors import ConfigError
 from distft.location import choose, locate
 
-Adapter = Lora | Full
-Engine = Auto | Single | Fsdp | Zero2 | Zero3
-Optim = AdamW | AdamW8bit | Sgd | Adafactor
 Tracking = NoTracking | Wandb | Tensorboard
 Check = Callable[..., Iterator[str]]
 
@@ -102,7 +97,7 @@ def _ranks(count: int) -> str:
     return "1 rank" if count == 1 else f"{count} ranks"
 
 
-def _ranks_of_engine(engine: Engine, world_size: int) -> Iterator[str]:
+def _ranks_of_engine(engine: AnyEngine, world_size: int) -> Iterator[str]:
     if isinstance(engine, Single) and world_size > 1:
         yield f"engine: must be one for {world_size} ranks, got single; use engine=auto, or start one process"
     if isinstance(engine, Fsdp) and engine.shard_size and world_size % engine.shard_size:
@@ -113,25 +108,7 @@ def _ranks_of_engine(engine: Engine, world_size: int) -> Iterator[str]:
         )
 
 
-def _quantization(model: Model, adapter: Adapter) -> Iterator[str]:
-    if model.quantization != "none" and isinstance(adapter, Full):
-        yield (
-            f"model.quantization: must be none where every weight trains, got {model.quantization} with adapter=full; "
-            "use adapter=lora, or model.quantization=none"
-        )
-    if isinstance(adapter, Lora) and adapter.init == "loftq" and model.quantization == "none":
-        yield (
-            "adapter.init: loftq fits the error of quantisation and must have one, got model.quantization=none; "
-            "use model.quantization=nf4, or adapter.init=default"
-        )
-
-
-def _targets(adapter: Adapter) -> Iterator[str]:
-    if isinstance(adapter, Lora) and not adapter.targets:
-        yield "adapter.targets: must name at least one module, got none; use adapter.targets=all-linear"
-
-
-def _optimizer(optim: Optim, engine: Engine) -> Iterator[str]:
+def _optimizer(optim: AnyOptim, engine: AnyEngine) -> Iterator[str]:
     # ZeRO flattens matrices; PyTorch's Adafactor cannot take its row and column means over a DTensor (seen on 2.13).
     # The blocks of 8-bit moments do not end where shards do.
     if isinstance(optim, Adafactor | AdamW8bit) and isinstance(engine, Fsdp | Zero2 | Zero3):
@@ -141,7 +118,7 @@ def _optimizer(optim: Optim, engine: Engine) -> Iterator[str]:
         )
 
 
-def _optimizer_on_ranks(optim: Optim, engine: Engine, world_size: int) -> Iterator[str]:
+def _optimizer_on_ranks(optim: AnyOptim, engine: AnyEngine, world_size: int) -> Iterator[str]:
     if isinstance(optim, Adafactor | AdamW8bit) and isinstance(engine, Auto) and world_size > 1:
         yield (
             f"optim: {optim.name} needs each weight whole, which engine=auto splits over {world_size} ranks; "
@@ -149,7 +126,7 @@ def _optimizer_on_ranks(optim: Optim, engine: Engine, world_size: int) -> Iterat
         )
 
 
-def _warmup(optim: Optim, steps: int | None) -> Iterator[str]:
+def _warmup(optim: AnyOptim, steps: int | None) -> Iterator[str]:
     if optim.warmup >= 1 and optim.warmup != int(optim.warmup):
         yield f"optim.warmup: must be whole steps, or a share below 1, got {optim.warmup}; use {int(optim.warmup)}"
     elif steps is not None and optim.warmup >= 1 and optim.warmup > steps:
@@ -256,7 +233,7 @@ def _folders(parent: Path) -> list[Path]:
     return [path for path in sorted(parent.iterdir()) if path.is_dir()] if parent.is_dir() else []
 
 
-def _packages(engine: Engine, model: Model, tracking: Tracking) -> Iterator[str]:
+def _packages(engine: AnyEngine, model: Model, tracking: Tracking) -> Iterator[str]:
     needs = {
         f"engine={engine.name}": "deepspeed" if isinstance(engine, Zero2 | Zero3) else None,
         f"model.quantization={model.quantization}": "bitsandbytes" if model.quantization == "nf4" else None,
@@ -268,7 +245,7 @@ def _packages(engine: Engine, model: Model, tracking: Tracking) -> Iterator[str]
             yield f"{key}: {value} must have the package {package}, which is not installed; pip install {package}"
 
 
-def _gpu(engine: Engine) -> Iterator[str]:
+def _gpu(engine: AnyEngine) -> Iterator[str]:
     if gpu_is_likely():
         return
     for key in ("offload", "offload_optimizer", "offload_params"):
@@ -288,8 +265,7 @@ ANYWHERE: tuple[Check, ...] = (
     _length,
     _batch,
     _ranks_of_engine,
-    _quantization,
-    _targets,
+    *check_adapter.CHECKS,
     _optimizer,
     _optimizer_on_ranks,
     _warmup,

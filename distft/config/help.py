@@ -43,9 +43,13 @@ def _key_rows(fields: Fields) -> list[tuple[str, str]]:
         doc = doc or " ".join((entry.field.description or "").split())
         rows[entry.path] = ([*owners, entry.option] if entry.option else owners, default, doc)
     return [
-        (path + default, f"[{', '.join(owners)}] {doc}".strip() if owners else doc)
+        (path + default, f"[{_some(owners)}] {doc}".strip() if owners else doc)
         for path, (owners, default, doc) in rows.items()
     ]
+
+
+def _some(owners: list[str]) -> str:
+    return ", ".join(owners if len(owners) <= 4 else [*owners[:2], f"{len(owners) - 2} more"])
 
 
 def _row(left: str, right: str) -> str:

@@ -131,7 +131,7 @@ def _unknown(fields: Fields, path: Path, raw: dict[str, Any], value: Any) -> str
     if owners and section is not None:
         tag = str(fields[str(path[0])].discriminator)
         now = raw[str(path[0])].get(tag)
-        wanted = " or ".join(f"{path[0]}={owner}" for owner in owners)
+        wanted = " or ".join(f"{path[0]}={owner}" for owner in owners[:3])
         fix = f"remove it with ~{key}, or choose {wanted}"
         return f"{key}: belongs to {wanted}, not to {path[0]}={now}, got {show(value)}; {fix}"
     return _no_such_key(

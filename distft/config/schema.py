@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from distft.config.adapters import AnyAdapter, Bitfit, Bottleneck, Full, Head, Layers, Lora, Peft
 from distft.config.section import Fraction, Section
 from distft.config.tasks import (
     LOWER_IS_BETTER,
@@ -18,10 +19,18 @@ from distft.config.tasks import (
 
 __all__ = [
     "LOWER_IS_BETTER",
+    "AnyAdapter",
     "AnyTask",
+    "Bitfit",
+    "Bottleneck",
     "CausalLm",
     "Config",
     "ExtractiveQa",
+    "Full",
+    "Head",
+    "Layers",
+    "Lora",
+    "Peft",
     "RelationExtraction",
     "Section",
     "Seq2Seq",
@@ -51,27 +60,6 @@ class Model(Section):
     """`auto`: `flash_attention_2` on a GPU where it is installed, else `varlen` (SDPA by document)."""
     trust_remote_code: bool = False
     """Run the model's own Python code; only with `revision` set to a 40-hex commit."""
-
-
-class Lora(Section):
-    method: Literal["lora"]
-    r: PositiveInt = 16
-    alpha: PositiveFloat = 32
-    dropout: Fraction = 0.0
-    targets: str | list[str] = "all-linear"
-    """`all-linear`, or suffixes of module names."""
-    init: Literal["default", "gaussian", "pissa", "loftq", "olora"] = "default"
-    """How A and B start: B = 0 (`default`, `gaussian`), or from the base weight (the others change the base too)."""
-    rslora: bool = False
-    """Scale by alpha/sqrt(r) in place of alpha/r (arXiv:2312.03732)."""
-    dora: bool = False
-    """Train the weight's magnitude apart from its direction (arXiv:2402.09353)."""
-    modules_to_save: list[str] = []
-    """Modules that train in full beside the adapter, and are saved with it."""
-
-
-class Full(Section):
-    method: Literal["full"]
 
 
 class Auto(Section):
@@ -112,6 +100,9 @@ class Zero3(Section):
     """Size of a gradient bucket in MB."""
     prefetch_mb: NonNegativeFloat = 100
     """Weights gathered ahead of their use, in MB."""
+
+
+AnyEngine = Auto | Single | Fsdp | Zero2 | Zero3
 
 
 class Source(Section):
@@ -164,6 +155,8 @@ class _Optim(Section):
     """After the warm-up: fall to `min_lr_ratio * lr`, or stay."""
     min_lr_ratio: Fraction = 0.0
     weight_decay: NonNegativeFloat = 0.0
+    weight_decay_on: Literal["all", "matrices"] = "all"
+    """What decays; `matrices`: no biases and norms."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Clip the gradient's norm over all parameters and ranks; null: never."""
     skip_nonfinite: NonNegativeInt = 0
@@ -192,6 +185,17 @@ class Adafactor(_Optim):
 
 
 AnyOptim = AdamW | AdamW8bit | Sgd | Adafactor
+
+
+class Regularisation(Section):
+    neftune_alpha: NonNegativeFloat = 0.0
+    """Noise on the embedded tokens, alpha / sqrt(tokens * width) * U(-1, 1) (NEFTune, arXiv:2310.05914); 5 is usual."""
+    label_smoothing: Fraction = 0.0
+    """Share of each target that all of the vocabulary has alike (arXiv:1512.00567)."""
+    fgm_epsilon: NonNegativeFloat = 0.0
+    """Length of an adversarial step on each document's embeddings in a second pass (FGM, arXiv:1605.07725)."""
+    r_drop: NonNegativeFloat = 0.0
+    """Weight of the divergence between two dropout masks' predictions (R-Drop, arXiv:2106.14448)."""
 
 
 class Checkpoint(Section):
@@ -311,10 +315,11 @@ class Config(Section):
     """`auto`: the newest valid checkpoint, else fresh; `never`: refuse a used run folder; or a checkpoint's path."""
     task: Annotated[AnyTask, Field(discriminator="name")] = CausalLm(name="causal_lm")
     model: Model
-    adapter: Annotated[Lora | Full, Field(discriminator="method")]
-    engine: Annotated[Auto | Single | Fsdp | Zero2 | Zero3, Field(discriminator="name")]
+    adapter: Annotated[AnyAdapter, Field(discriminator="method")]
+    engine: Annotated[AnyEngine, Field(discriminator="name")]
     data: Data
     optim: Annotated[AnyOptim, Field(discriminator="name")]
+    regularisation: Regularisation = Regularisation()
     checkpoint: Checkpoint
     evaluation: Evaluation
     tracking: Annotated[NoTracking | Wandb | Tensorboard, Field(discriminator="name")]

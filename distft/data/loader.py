@@ -46,6 +46,17 @@ class Batch:
         segments = None if self.segments is None else self.segments.to(device, non_blocking=True)
         return replace(self, **moved, segments=segments)
 
+    def doubled(self) -> "Batch":
+        """The same rows twice, one after the other; counts and seed stay those of one."""
+        ends = self.document_ends
+        return replace(
+            self,
+            input_ids=self.input_ids.repeat(2, 1),
+            position_ids=self.position_ids.repeat(2, 1),
+            targets=self.targets.repeat(2, 1),
+            document_ends=torch.cat([ends, ends[1:] + ends[-1]]),
+        )
+
 
 class Loader:
     """The stream of rows is one permutation an epoch, end to end; step k (from 0) takes `global_batch` of them.

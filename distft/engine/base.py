@@ -6,7 +6,7 @@ owns the scaling of gradients, since each averages differently: what it applies 
     sum over ranks and micro-batches of (sum of losses) / (targets of the whole step)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -62,8 +62,8 @@ class Engine(Protocol):
         """What trains."""
         ...
 
-    def load_trainable_state(self, read: ReadTensor) -> None:
-        """Replaces what trains by `read(name)`."""
+    def load_trainable_state(self, read: ReadTensor, names: Iterable[str] | None = None) -> None:
+        """Replaces what trains, or those of it called `names`, by `read(name)`."""
         ...
 
     def optimizer_state(self) -> Tensors:
@@ -84,10 +84,11 @@ def build(config: schema.Config, group: Group, compute: torch.dtype) -> Engine:
     if isinstance(settings, schema.Auto):
         fsdp = schema.Fsdp(name="fsdp")
         settings = schema.Single(name="single") if group.ranks.world_size == 1 else fsdp
+    b_lr_ratio = config.adapter.b_lr_ratio if isinstance(config.adapter, schema.Lora) else 1.0
     if isinstance(settings, schema.Single):
-        return Single(config.optim, group)
+        return Single(config.optim, group, b_lr_ratio)
     if isinstance(settings, schema.Fsdp):
-        return Fsdp(settings, config.optim, group, compute)
+        return Fsdp(settings, config.optim, group, compute, b_lr_ratio)
     from distft.engine.zero import Zero
 
-    return Zero(settings, config.optim, group)
+    return Zero(settings, config.optim, group, b_lr_ratio)

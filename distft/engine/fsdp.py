@@ -17,8 +17,15 @@ from distft.task.base import TaskModule
 class Fsdp(Single):
     """Engine on `fully_shard` (torch.distributed.fsdp). Frozen and 4-bit parameters are sharded like all others."""
 
-    def __init__(self, settings: schema.Fsdp, optim: schema.AnyOptim, group: Group, compute: torch.dtype):
-        super().__init__(optim, group)
+    def __init__(
+        self,
+        settings: schema.Fsdp,
+        optim: schema.AnyOptim,
+        group: Group,
+        compute: torch.dtype,
+        b_lr_ratio: float = 1.0,
+    ):
+        super().__init__(optim, group, b_lr_ratio)
         world_size = group.ranks.world_size
         shards = settings.shard_size or world_size
         kind = group.device.type

@@ -1,6 +1,7 @@
 """One process, plain PyTorch: the reference that every other engine is tested against."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from distft.task.base import Prompts, TaskModule
 class Single:
     """Engine of one rank. Its small private methods are where FSDP2 differs."""
 
-    def __init__(self, settings: schema.AnyOptim, group: Group):
-        self.settings, self.device = settings, group.device
+    def __init__(self, settings: schema.AnyOptim, group: Group, b_lr_ratio: float = 1.0):
+        self.settings, self.device, self.b_lr_ratio = settings, group.device, b_lr_ratio
         self.task: TaskModule
         self.parameters: dict[str, nn.Parameter]
         self.optimizer: torch.optim.Optimizer
@@ -29,14 +30,17 @@ class Single:
     def start(self, task: TaskModule) -> None:
         self.task = task
         self.parameters = task.trainable()
-        self.optimizer = optim.build(self.settings, list(self.parameters.values()))
+        self.optimizer = optim.build(self.settings, self.parameters, self.b_lr_ratio)
 
     def accumulate(self, batch: Batch, target_tokens: int, last: bool) -> Tensor:
-        torch.manual_seed(batch.seed)
         self.task.train()
-        loss = self.task(batch.to(self.device))
-        (loss * (self._averaged_over() / target_tokens)).backward()
-        return loss.detach()
+        batch, losses = batch.to(self.device), []
+        for _ in range(self.task.passes):
+            torch.manual_seed(batch.seed)
+            loss = self.task(batch)
+            (loss * (self._averaged_over() / target_tokens / self.task.passes)).backward()
+            losses.append(loss.detach())
+        return losses[0]
 
     def gradients(self) -> Tensors:
         for name, parameter in self.parameters.items():
@@ -44,8 +48,7 @@ class Single:
                 yield name, self._full(parameter.grad)
 
     def step(self, lr: float) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        optim.set_rate(self.optimizer, lr)
         parameters = [p for p in self.parameters.values() if p.grad is not None]
         total = self._full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         norm = total.item()
@@ -71,8 +74,9 @@ class Single:
             yield name, self._full(parameter.detach())
 
     @torch.no_grad()
-    def load_trainable_state(self, read: ReadTensor) -> None:
-        for name, parameter in self.parameters.items():
+    def load_trainable_state(self, read: ReadTensor, names: Iterable[str] | None = None) -> None:
+        for name in self.parameters if names is None else names:
+            parameter = self.parameters[name]
             parameter.copy_(self._share(read(name).to(self.device), parameter))
 
     def optimizer_state(self) -> Tensors:

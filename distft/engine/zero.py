@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,7 +19,13 @@ from distft.task.base import Prompts, TaskModule
 class Zero:
     """Engine on DeepSpeed. Its own mixed precision stays off: what trains is float32 here as under every engine."""
 
-    def __init__(self, settings: schema.Zero2 | schema.Zero3, optim_settings: schema.AnyOptim, group: Group):
+    def __init__(
+        self,
+        settings: schema.Zero2 | schema.Zero3,
+        optim_settings: schema.AnyOptim,
+        group: Group,
+        b_lr_ratio: float = 1.0,
+    ):
         if group.device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -31,6 +38,7 @@ class Zero:
         self.deepspeed = deepspeed
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         self.settings, self.optim, self.device = settings, optim_settings, group.device
+        self.b_lr_ratio = b_lr_ratio
         self.world_size = group.ranks.world_size
         self.stage = 3 if isinstance(settings, schema.Zero3) else 2
         self.config = _deepspeed_config(settings, optim_settings, self.stage)
@@ -48,19 +56,22 @@ class Zero:
         if self.stage == 3:
             for parameter in task.read_outside_its_module():
                 self.deepspeed.zero.register_external_parameter(task, parameter)
-        optimizer = optim.build(self.optim, list(self.parameters.values()))
+        optimizer = optim.build(self.optim, self.parameters, self.b_lr_ratio)
         self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
             model=task, optimizer=optimizer, config=self.config, dist_init_required=False
         )
 
     def accumulate(self, batch: Batch, target_tokens: int, last: bool) -> Tensor:
-        torch.manual_seed(batch.seed)
         self.engine.train()
-        self.engine.set_gradient_accumulation_boundary(last)
-        loss = self.engine(batch.to(self.device))
-        # DeepSpeed averages over the ranks.
-        self.engine.backward(loss * (self.world_size / target_tokens))
-        return loss.detach()
+        batch, losses, passes = batch.to(self.device), [], self.task.passes
+        for number in range(1, passes + 1):
+            torch.manual_seed(batch.seed)
+            self.engine.set_gradient_accumulation_boundary(last and number == passes)
+            loss = self.engine(batch)
+            # DeepSpeed averages over the ranks.
+            self.engine.backward(loss * (self.world_size / target_tokens / passes))
+            losses.append(loss.detach())
+        return losses[0]
 
     def gradients(self) -> Tensors:
         for name, parameter in self.parameters.items():
@@ -69,8 +80,7 @@ class Zero:
                 yield name, gradient
 
     def step(self, lr: float) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        optim.set_rate(self.optimizer, lr)
         self.engine.step()
         return float("nan") if self.optimizer.overflow else float(self.engine.get_global_grad_norm())
 
@@ -89,8 +99,9 @@ class Zero:
             yield name, self.deepspeed.utils.safe_get_full_fp32_param(parameter)
 
     @torch.no_grad()
-    def load_trainable_state(self, read: ReadTensor) -> None:
-        for name, parameter in self.parameters.items():
+    def load_trainable_state(self, read: ReadTensor, names: Iterable[str] | None = None) -> None:
+        for name in self.parameters if names is None else names:
+            parameter = self.parameters[name]
             value = read(name).to(self.device)
             self._replace(parameter, value)
             if self.stage == 2:

@@ -93,7 +93,7 @@ def check(config: schema.Model, max_length: int) -> None:
 
 def load(
     config: schema.Model,
-    adapter_config: schema.Lora | schema.Full,
+    adapter_config: schema.AnyAdapter,
     *,
     seed: int,
     device: torch.device,
@@ -109,7 +109,7 @@ def load(
     """
     attention.register()
     stored, compute = DTYPES[config.dtype], compute_dtype(config, device)
-    implementation = _attention(config.attention, device, architecture)
+    implementation = _attention(config.attention, adapter_config, device, architecture)
     skeleton = architecture.skeleton(read_hf_config(config), implementation, config.trust_remote_code)
     heads = architecture.new_modules(skeleton)
     skeleton.config.use_cache = False
@@ -120,21 +120,20 @@ def load(
     new = random_readers(skeleton, seed)
     weights.add({name: new[name] for name in new if any(name.startswith(f"{head}.") for head in heads)})
     base = _Base(skeleton, weights, device)
-    model = adapter.attach(skeleton, adapter_config, heads, architecture.peft_task)
+    model = adapter.attach(skeleton, adapter_config, seed=seed, heads=heads, task=architecture.peft_task)
     trainable = adapter.describe_trainable(model)
     checkpoint_activations(skeleton, config.gradient_checkpointing)
 
-    trains_all = isinstance(adapter_config, schema.Full)
     changes_base = adapter.changes_base(adapter_config)
     for path, unit in _units(skeleton):
-        base.fill(path, torch.float32 if trains_all or changes_base else stored)
+        base.fill(path, torch.float32 if changes_base else stored)
         if not path:
             base.tie()
         if changes_base:
             adapter.initialise(model, unit, adapter_config, seed)
-        if not trains_all and path:
+        if path:
             base.freeze(unit, config.quantization, stored, compute)
-        elif not trains_all:
+        else:
             base.round(unit, stored, compute)
         if not changes_base:
             adapter.initialise(model, unit, adapter_config, seed)
@@ -186,7 +185,7 @@ class _Base:
         self._linears = {id(m) for m in skeleton.modules() if isinstance(m, nn.Linear)}
 
     def fill(self, prefix: str, float_dtype: torch.dtype) -> None:
-        """Makes everything under `prefix` real, on this rank's device."""
+        """Makes everything under `prefix` real, on this rank's device; what trains in float32."""
         for name, tensor in self._weights.read(prefix):
             module, attribute = self._slots[name]
             old = getattr(module, attribute)
@@ -195,7 +194,8 @@ class _Base:
                     f"model.source: {name} must have shape {list(old.shape)} as its config says, got "
                     f"{list(tensor.shape)}; config and weights belong to different models"
                 )
-            tensor = tensor.to(self._device, float_dtype if tensor.is_floating_point() else None)
+            dtype = torch.float32 if old.requires_grad else float_dtype
+            tensor = tensor.to(self._device, dtype if tensor.is_floating_point() else None)
             real = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
             setattr(module, attribute, real)
 
@@ -203,7 +203,10 @@ class _Base:
         """Makes tied weights one parameter again. `tie_weights` knows no head that trains beside its frozen copy."""
         for name, source in self._tied.items():
             (module, attribute), (owner, owned) = self._slots[name], self._slots[source]
-            setattr(module, attribute, getattr(owner, owned))
+            weight, now = getattr(owner, owned), getattr(module, attribute)
+            if now.requires_grad and not weight.requires_grad:  # a head that trains has parted from the embeddings
+                weight = nn.Parameter(weight.detach().float().clone())
+            setattr(module, attribute, weight)
 
     def freeze(self, unit: list[nn.Module], quantization: str, stored: torch.dtype, compute: torch.dtype) -> None:
         """Brings the frozen weights of `unit` into the form they are kept in: rounded to `stored`, ready for `compute`.
@@ -215,6 +218,8 @@ class _Base:
             for name, child in list(parent.named_children()):
                 if id(child) in self._linears & in_unit:
                     assert isinstance(child, nn.Linear)
+                    if child.weight.requires_grad:
+                        continue
                     encoding = encoding_for(child, quantization, stored, compute)
                     if encoding is not None:
                         setattr(parent, name, StoredLinear(child, encoding))
@@ -279,9 +284,11 @@ def _download(source: str, revision: str | None) -> Path:
         ) from error
 
 
-def _attention(wanted: str, device: torch.device, architecture: Architecture) -> str:
+def _attention(wanted: str, adapter_config: schema.AnyAdapter, device: torch.device, architecture: Architecture) -> str:
     if wanted != "auto":
         return wanted
+    if adapter_config.method == "prefix_tuning":  # more keys than queries, which only masks describe
+        return "sdpa"
     if architecture.attention is not None:
         return architecture.attention
     from transformers.utils import is_flash_attn_2_available

@@ -87,7 +87,9 @@ class StoredLinear(nn.Linear):
         return self.encoding.decode(self.stored)
 
     def forward(self, input: Tensor) -> Tensor:
-        return _StoredMatmul.apply(input, self.stored, self.bias, self.encoding)
+        # On rows: what the function gives must be no view, or methods that add to it in place are refused by autograd.
+        rows = _StoredMatmul.apply(input.reshape(-1, self.in_features), self.stored, self.bias, self.encoding)
+        return rows.view(*input.shape[:-1], self.out_features)
 
     def to_linear(self, dtype: torch.dtype) -> nn.Linear:
         """A plain layer with the decoded weight, for merging and export."""
@@ -98,7 +100,7 @@ class StoredLinear(nn.Linear):
 
 
 class _StoredMatmul(torch.autograd.Function):
-    """`x @ decode(stored).T + bias`, keeping `stored` for the backward pass instead of the decoded weight.
+    """`x @ decode(stored).T + bias` for rows `x`, keeping `stored` for the backward pass instead of the decoded weight.
 
     What is saved is the parameter itself, not a view: FSDP2 and ZeRO-3 free its storage after the forward pass and
     fill it again before the backward pass.
@@ -114,7 +116,7 @@ class _StoredMatmul(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (stored,) = ctx.saved_tensors
         grad_x = grad @ ctx.encoding.decode(stored) if ctx.needs_input_grad[0] else None
-        grad_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        grad_bias = grad.sum(0) if ctx.needs_input_grad[2] else None
         return grad_x, None, grad_bias, None
 
 

@@ -5,12 +5,13 @@ checkpoints know no task by name.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -21,9 +22,11 @@ from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.location import choose
 from distft.model import attention
-from distft.model.adapter import ADAPTER
+from distft.model.adapter import prompt, saved
+from distft.model.adapter.saved import Beside
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
+from distft.model.regularise import Regulariser
 
 FACTS = "task.json"
 """File beside the weights of every checkpoint: what the task's reader learnt of the data."""
@@ -83,6 +86,33 @@ class TaskModule(nn.Module):
     def __init__(self, model: PreTrainedModel | PeftModel, compute: torch.dtype, facts: dict[str, Any] | None = None):
         super().__init__()
         self.model, self.compute, self.facts = model, compute, facts or {}
+        self.switched_off = False
+        self.regularise(schema.Regularisation())
+
+    def regularise(self, settings: schema.Regularisation) -> None:
+        """Sets the hooks of training; before an engine takes the module."""
+        self.regularisation, self.regulariser = settings, Regulariser(self.model, settings)
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """Makes the module the base meanwhile, for methods of PEFT that take nothing out of it."""
+        self.switched_off = True
+        layers = isinstance(self.model, PeftModel) and not prompt.is_prompt_learning(self.model)
+        try:
+            with self.model.disable_adapter() if layers else nullcontext():
+                yield
+        finally:
+            self.switched_off = False
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether virtual tokens stand before each row."""
+        return prompt.is_prompt_learning(self.model) and not self.switched_off
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes that an engine makes over each batch; the gradient is their mean."""
+        return self.regulariser.passes
 
     def loss(self, batch: Batch) -> Tensor:
         """Sum of the batch's losses, 0-dim, float32. The loop divides by the targets of the whole step.
@@ -107,8 +137,11 @@ class TaskModule(nn.Module):
         """The one door that engines wrap: the loss in training, loss and outputs in evaluation, replies to prompts."""
         if isinstance(batch, Prompts):
             return self.reply(batch)
+        self.regulariser.begin(self.training, batch.seed, batch.document_ends)
         with torch.autocast(batch.input_ids.device.type, self.compute, enabled=self.compute != torch.float32):
-            return self.loss(batch) if self.training else self.evaluate(batch)
+            if not self.training:
+                return self.evaluate(batch)
+            return self.regulariser.with_penalty(self.loss(batch), batch.num_targets)
 
     @property
     def base(self) -> PreTrainedModel:
@@ -117,6 +150,9 @@ class TaskModule(nn.Module):
 
     def encode(self, batch: Batch) -> Tensor:
         """Last hidden states [B, S, H] of the packed batch; no document sees another one."""
+        if self.has_prompt:
+            bounds = batch.document_ends, batch.max_document
+            return prompt.hidden_states(self.model, batch.input_ids, batch.position_ids, *bounds, self.documents)
         return self.base.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids + self._first_position(),
@@ -160,32 +196,23 @@ class TaskModule(nn.Module):
     @property
     def weights_file(self) -> str:
         """Stem of the file that holds what trains, as its readers expect it."""
-        return "adapter_model" if isinstance(self.model, PeftModel) else "model"
+        return saved.weights_file(self.model)
 
-    def describe(self, source: schema.Model) -> dict[str, str]:
+    def describe(self, source: schema.Model, adapter: schema.AnyAdapter) -> dict[str, str]:
         """The small files that make a folder of weights loadable, by name."""
-        files = {FACTS: json.dumps(self.facts, ensure_ascii=False, indent=2)} if self.facts else {}
-        if self.facts or not isinstance(self.model, PeftModel):
+        files = {}
+        if self.facts:
+            files[FACTS] = json.dumps(self.facts, ensure_ascii=False, indent=2)
             files["config.json"] = self.base.config.to_json_string()
-        if isinstance(self.model, PeftModel):
-            settings = self.model.peft_config[ADAPTER].to_dict()
-            settings |= {"inference_mode": True, "base_model_name_or_path": choose(source.source)}
-            files["adapter_config.json"] = json.dumps(settings, indent=2, default=sorted, sort_keys=True)
-        return files
+        return files | saved.describe(self.model, adapter, choose(source.source))
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What trains, by the name it has in a checkpoint: PEFT's own, or the model's under `adapter=full`."""
-        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        if not isinstance(self.model, PeftModel):
-            return parameters
-        # PEFT knows its names; tensors of distinct sizes on meta tell which became which.
-        marks = {name: torch.empty(i, device="meta") for i, name in enumerate(parameters)}
-        renamed = get_peft_model_state_dict(
-            self.model, state_dict=marks, adapter_name=ADAPTER, save_embedding_layers=False
-        )
-        in_order = list(parameters.values())
-        assert len(renamed) == len(in_order), "PEFT saves other parameters than those that train"
-        return {name: in_order[mark.numel()] for name, mark in renamed.items()}
+        """What trains, by the name it has in a checkpoint."""
+        return saved.trainable(self.model)
+
+    def beside(self) -> Beside:
+        """What lies beside it in the same file. Before an engine takes the module."""
+        return saved.beside(self.model)
 
 
 def build(config: schema.AnyTask) -> Task:

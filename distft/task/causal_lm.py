@@ -1,9 +1,11 @@
 """Causal language modelling: the loss over a batch of packed documents, and replies to prompts."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedTokenizerFast
@@ -44,25 +46,40 @@ class CausalLM(TaskModule):
 
     def loss(self, batch: Batch) -> Tensor:
         """Sum of the batch's token losses."""
-        return self._loss(self.encode(batch).flatten(0, 1), batch.targets.flatten())
+        twice = self.training and self.regularisation.r_drop > 0
+        batch = batch.doubled() if twice else batch
+        if twice:
+            self.regulariser.begin(True, batch.seed, batch.document_ends)
+        hidden, targets = self.encode(batch).flatten(0, 1), batch.targets.flatten()
+        return self._pair_loss(hidden, targets) if twice else self._loss(hidden, targets)
 
     def read_outside_its_module(self) -> list[nn.Parameter]:
         return list(self.base.get_output_embeddings().parameters())
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        head, config = self.base.get_output_embeddings(), self.base.config
+        head, scale, softcap = self._head()
+        smoothing = self.regularisation.label_smoothing if self.training else 0.0
         if type(head) is nn.Linear:
-            scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-            softcap = getattr(config, "final_logit_softcapping", None)
-            return token_loss(hidden, head.weight, targets, bias=head.bias, scale=scale, softcap=softcap)
-        kept = (targets != -100).nonzero().squeeze(1)
-        total = hidden.new_zeros((), dtype=torch.float32) + 0 * hidden.sum().float()
-        for rows in kept.split(HEAD_CHUNK):
-            total = total + checkpoint(_head_loss, head, hidden[rows], targets[rows], use_reentrant=False)
-        return total
+            return token_loss(
+                hidden, head.weight, targets, bias=head.bias, scale=scale, softcap=softcap, smoothing=smoothing
+            )
+        logits = partial(_logits, head, scale, softcap)
+        return _by_chunks(partial(_head_loss, logits, smoothing), targets, hidden)
+
+    def _pair_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """R-Drop's loss over the same tokens under two dropout masks, one after the other in `hidden`."""
+        logits = partial(_logits, *self._head())
+        return _by_chunks(partial(_pair_loss, logits, self.regularisation), targets.chunk(2)[0], *hidden.chunk(2))
+
+    def _head(self) -> tuple[nn.Module, float, float | None]:
+        """The head, and what its logits are multiplied by and capped at."""
+        config = self.base.config
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        return self.base.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None)
 
     def reply(self, prompts: Prompts) -> list[list[int]]:
         causal, device = self.base, next(self.parameters()).device
+        model = self.model if self.has_prompt else causal
         usual = causal.config._attn_implementation
         causal.set_attn_implementation("sdpa")  # one prompt at a time, with a cache
         settings = GenerationConfig(
@@ -75,12 +92,42 @@ class CausalLM(TaskModule):
         replies = []
         with torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32):
             for ids in prompts.ids:
-                prompt = torch.tensor([ids], device=device)
-                out = causal.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=settings)
+                given = torch.tensor([ids], device=device)
+                mask = torch.ones_like(given)
+                out = model.generate(input_ids=given, attention_mask=mask, generation_config=settings)
                 replies.append(out[0, len(ids) :].tolist())
         causal.set_attn_implementation(usual)
         return replies
 
 
-def _head_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+def _by_chunks(loss: Callable[..., Tensor], targets: Tensor, *hidden: Tensor) -> Tensor:
+    """The sum of `loss(targets, *hidden)` over the supervised tokens, HEAD_CHUNK of them at once."""
+    kept = (targets != -100).nonzero().squeeze(1)
+    total = torch.zeros((), dtype=torch.float32, device=targets.device) + 0 * hidden[0].sum().float()
+    for rows in kept.split(HEAD_CHUNK):
+        total = total + checkpoint(loss, targets[rows], *(part[rows] for part in hidden), use_reentrant=False)
+    return total
+
+
+def _logits(head: nn.Module, scale: float, softcap: float | None, hidden: Tensor) -> Tensor:
+    logits = head(hidden).float() * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _head_loss(logits: Callable[[Tensor], Tensor], smoothing: float, targets: Tensor, hidden: Tensor) -> Tensor:
+    return F.cross_entropy(logits(hidden), targets, reduction="sum", label_smoothing=smoothing)
+
+
+def _pair_loss(
+    logits: Callable[[Tensor], Tensor],
+    settings: schema.Regularisation,
+    targets: Tensor,
+    first: Tensor,
+    second: Tensor,
+) -> Tensor:
+    """Half of R-Drop's loss (arXiv:2106.14448, eq. 4): the mean of the cross-entropies, and r_drop / 4 of both KLs."""
+    p, q = logits(first).log_softmax(-1), logits(second).log_softmax(-1)
+    smoothing = settings.label_smoothing
+    losses = [F.cross_entropy(each, targets, reduction="sum", label_smoothing=smoothing) for each in (p, q)]
+    divergence = F.kl_div(p, q, reduction="sum", log_target=True) + F.kl_div(q, p, reduction="sum", log_target=True)
+    return (losses[0] + losses[1]) / 2 + settings.r_drop / 4 * divergence

@@ -16,6 +16,10 @@ BESIDE = {
     ("model", "hub"): ["model.source=org/name"],
     ("data", "jsonl"): ["data.train=my.jsonl"],
     ("adapter", "loftq"): ["model.quantization=nf4"],
+    ("adapter", "prefix"): ["data.packing=false"],
+    ("adapter", "prompt"): ["data.packing=false"],
+    ("adapter", "p_tuning"): ["data.packing=false"],
+    ("adapter", "trainable_tokens"): ["adapter.options.token_indices=[0,1]"],
     ("cluster", "slurm"): ["cluster.time_min=60"],
     **{("task", name): ["evaluation.samples=0"] for name in GROUPS["task"]},
 }
@@ -30,7 +34,7 @@ def test_every_experiment_is_valid_on_one_rank_and_on_two(name: str, world_size:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_is_valid_and_shows_every_key(group: str, option: str, compose: Callable[..., Config]):
     words = ["+exp=llama_lora", f"{group}={option}", *BESIDE.get((group, option), [])]
-    alone = option in ("single", "adafactor", "adamw_8bit")
+    alone = option in ("single", "adafactor", "adamw_8bit", "osf")
     section = getattr(compose(*words, world_size=1 if alone else 2), group)
     assert section.model_fields_set == set(type(section).model_fields)
 

@@ -1,0 +1,81 @@
+"""The methods of the matrix: the shipped option files, made small enough for a tiny model, and the rest of PEFT's."""
+
+from typing import Any
+
+import yaml
+
+from distft.config import check as checks
+from distft.config import schema
+from distft.config.check_adapter import UNFIT
+from distft.config.folders import conf_dir
+from distft.config.peft_methods import OPTIONS
+
+FAMILIES = ["causal_lm"]
+"""Task families that the matrix runs every method on."""
+ENGINES = ["single", "fsdp", "zero3"]
+BASES = {"fp32": "none", "nf4": "nf4"}
+TARGETS = ["q_proj", "down_proj"]
+SMALL: dict[str, dict[str, Any]] = {
+    # Sizes that go with 32 hidden units; everything else is as the option's file has it.
+    "adalora": {"init_r": 6, "target_r": 3, "tinit": 1},
+    "adaption_prompt": {"adapter_len": 4, "adapter_layers": 2},
+    "boft": {"boft_block_size": 8},
+    "c3a": {"block_size": 16},
+    "fourierft": {"n_frequency": 50},
+    "miss": {"r": 8},
+    "oft": {"oft_block_size": 8},
+    "p_tuning": {"num_virtual_tokens": 4, "encoder_hidden_size": 16},
+    "prefix_tuning": {"num_virtual_tokens": 4},
+    "prompt_tuning": {"num_virtual_tokens": 4},
+    "pvera": {"r": 8},
+    "road": {"group_size": 16},
+    "trainable_tokens": {"token_indices": list(range(200))},
+    "vblora": {"vector_length": 16, "num_vectors": 8},
+    "vera": {"r": 8},
+    "waveft": {"n_frequency": 50},
+}
+UNTARGETED = {"adaption_prompt", "beft", "ia3", "ln_tuning", "trainable_tokens"}
+"""Methods that find their modules themselves, besides those of virtual tokens."""
+
+
+def shipped() -> dict[str, dict[str, Any]]:
+    """Each file of `conf/adapter` as a section, small."""
+    found = {}
+    for file in sorted((conf_dir() / "adapter").glob("*.yaml")):
+        section = dict(yaml.safe_load(file.read_text()))
+        if "defaults" in section:
+            base = yaml.safe_load((conf_dir() / "adapter" / f"{section.pop('defaults')[0]}.yaml").read_text())
+            section = {**base, **section}
+        found[file.stem] = _small(section)
+    return found
+
+
+def unshipped() -> dict[str, dict[str, Any]]:
+    """The methods of PEFT that fit and have no file, with PEFT's defaults."""
+    have = {section["method"] for section in shipped().values()}
+    return {
+        name: _small({"method": name, "targets": None if name in UNTARGETED else "all-linear", "options": {}})
+        for name in OPTIONS
+        if name not in UNFIT and name not in have
+    }
+
+
+def cells(name: str) -> list[tuple[str, str]]:
+    """Engine and base of each run of a method; those without a file are sharded over NF4 alone, to save time."""
+    every = [(engine, base) for engine in ENGINES for base in BASES]
+    return every if name in shipped() else [cell for cell in every if "single" in cell or "nf4" in cell]
+
+
+def _small(section: dict[str, Any]) -> dict[str, Any]:
+    if section.get("targets") == "all-linear":
+        section["targets"] = TARGETS
+    if section["method"] in SMALL:
+        section["options"] = {**section["options"], **SMALL[section["method"]]}
+    sizes = {"r": 4, "size": 8, "count": 1}
+    return section | {key: value for key, value in sizes.items() if key in section}
+
+
+def refusals(config: schema.Config) -> list[str]:
+    """What the config's checks have against a run."""
+    sections = {name: getattr(config, name) for name in schema.Config.model_fields}
+    return checks.check(sections, world_size=1 if config.engine.name == "single" else 2, here=False)

@@ -1,0 +1,66 @@
+"""python -m tests.methods.table: writes docs/methods.md, the matrix that the tests of methods run."""
+
+from pathlib import Path
+
+from distft.config.check_adapter import UNFIT
+from distft.config.folders import conf_dir
+from distft.config.help import header
+from tests.methods import method_cases as cases
+from tests.methods import methods
+
+PLACE = Path(__file__).parents[2] / "docs" / "methods.md"
+HEAD = """\
+# Methods
+
+Made by `python -m tests.methods.table`; a test compares it with what it writes. Every cell with a tick is a run of two
+steps in `tests/methods`: what should train gets a gradient and moves, nothing else moves, gradients on two ranks are
+those of one, and a saved run goes on as if it had not stopped (on two ranks: the NF4 ones). `-`: the config refuses it;
+the reason stands below.
+
+{tables}
+## Refused
+
+{reasons}
+## Methods of PEFT that do not fit
+
+| method | why |
+| --- | --- |
+{unfit}"""
+
+
+def text() -> str:
+    shipped, others = methods.shipped(), methods.unshipped()
+    reasons: dict[str, list[str]] = {}
+    tables = ""
+    for family in methods.FAMILIES:
+        tables += f"## `{family}`: the options of the group `adapter`\n\n" + _table(shipped, reasons, files=True)
+        tables += f"\n## `{family}`: `adapter.method=NAME` with PEFT's defaults\n\n" + _table(
+            others, reasons, files=False
+        )
+    told = "".join(f"* {', '.join(cells)}: {reason}\n" for reason, cells in reasons.items())
+    unfit = "".join(f"| `{name}` | {why} |\n" for name, why in sorted(UNFIT.items()))
+    return HEAD.format(tables=tables, reasons=told, unfit=unfit)
+
+
+def _table(sections: dict[str, dict], reasons: dict[str, list[str]], *, files: bool) -> str:
+    cells = methods.cells(next(iter(sections)))
+    columns = " | ".join(f"{engine} {base}" for engine, base in cells)
+    lines = [
+        f"| {'option' if files else 'method'} | {columns} |{' what it is |' if files else ''}",
+        "| --- " * (len(cells) + 1 + files) + "|",
+    ]
+    for name, section in sections.items():
+        marks = []
+        for engine, base in cells:
+            refused = methods.refusals(cases.config(section, engine, methods.BASES[base]))
+            marks.append("-" if refused else "✓")
+            for sentence in refused:
+                reasons.setdefault(sentence, []).append(f"`{name}` {engine} {base}")
+        about = f" {header(conf_dir() / 'adapter' / f'{name}.yaml')} |" if files else ""
+        lines.append(f"| `{name}` | {' | '.join(marks)} |{about}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PLACE.parent.mkdir(exist_ok=True)
+    PLACE.write_text(text())
