@@ -47,7 +47,7 @@ def load_trained(run: Path, config: schema.Config, weights: Path) -> Trained:
     architecture = task.architecture(facts)
     if architecture.finish is not None:
         raise ConfigError(
-            f"task: must be one whose model a class of transformers loads, got {config.task.name} with a head of its own; "
+            f"task: must be one whose model a class of transformers loads, got {config.task.name} with its own head; "
             f"take {weights}, a PEFT adapter with the head in it"
         )
     loaded = _load(config.model, config.adapter, config.seed, architecture)
