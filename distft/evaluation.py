@@ -43,9 +43,11 @@ class HeldOut:
         mean = {"loss": total / max(1.0, targets)}
         if not self.has_metrics:
             return Scores(mean)
-        everyone = {number: output for share in group.gather(outputs) for number, output in share.items()}
-        assert len(everyone) == self.corpus.num_documents, "a held-out document was left out, or stands in two batches"
-        found = self.task.scores(everyone, self.corpus, self.facts) if group.ranks.is_main else Scores({})
+        found = Scores({})
+        if shares := group.to_main(outputs):
+            everyone = {number: output for share in shares for number, output in share.items()}
+            assert len(everyone) == self.corpus.num_documents, "a held-out document was left out"
+            found = self.task.scores(everyone, self.corpus, self.facts)
         return Scores({**mean, **group.from_main(found.numbers)}, found.files)
 
 

@@ -58,7 +58,9 @@ def write_sides(
         index = _ranges(first_document[chosen_rows], rows["documents"][chosen_rows])
         if not len(index):
             raise ConfigError(_nothing_left(name, counts, data))
-        digest = hashlib.sha256(written.digest.encode() + written.documents[index].tobytes()).hexdigest()
+        # Label names are no part of the labels' bytes: renamed classes would be another run's.
+        facts = json.dumps(reader.facts, sort_keys=True).encode() if reader.facts else b""
+        digest = hashlib.sha256(written.digest.encode() + written.documents[index].tobytes() + facts).hexdigest()
         corpus.save_side(folder, name, index, counts, digest)
         if name == "eval":
             prompts = _sample_prompts(parts, rows[chosen], reader)

@@ -67,6 +67,12 @@ class Group:
         dist.all_gather_object(values, value, group=self.host)
         return values
 
+    def to_main(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank, on rank 0; nothing on the others."""
+        values: list[Any] | None = [None] * self.ranks.world_size if self.ranks.is_main else None
+        dist.gather_object(value, values, dst=0, group=self.host)
+        return values or []
+
     def barrier(self) -> None:
         dist.barrier(group=self.host)
 

@@ -180,6 +180,11 @@ def test_labels_of_a_trained_run_are_kept_on_other_data(read):
     assert [other.train.document(i)[1].tolist() for i in range(3)] == [[2], [2], [1]]
 
 
+def test_renamed_labels_are_other_data(read):
+    digests = {read(SECTION, rows([x, y] * 3)).train.digest for x, y in (("a", "b"), ("a", "c"))}
+    assert len(digests) == 2
+
+
 def test_a_label_that_is_not_trained_on_is_named_with_its_line(problems):
     (problem,) = problems(SECTION, rows(["a", "b"] * 3), rows(["a", "b", "x", "a", "a", "a"]))
     assert (
