@@ -11,12 +11,9 @@ from distft.config.schema import (
     AnyAdapter,
     AnyEngine,
     AnyOptim,
-    AnyTask,
     Auto,
     Bottleneck,
-    CausalLm,
     Data,
-    ExtractiveQa,
     Fsdp,
     Full,
     Layers,
@@ -24,13 +21,13 @@ from distft.config.schema import (
     Model,
     Peft,
     Regularisation,
-    RelationExtraction,
-    SequenceClassification,
-    TokenClassification,
 )
 
 PROMPTS = ("prefix_tuning", "prompt_tuning", "p_tuning")
 """Methods that put virtual tokens before each row."""
+
+HEADLESS = ("adaption_prompt", "trainable_tokens")
+"""Methods in whose files PEFT keeps nothing but what is theirs."""
 
 UNFIT = {
     "adamss": "PEFT reads the base's weights as it attaches it, and here they are loaded after that",
@@ -229,33 +226,7 @@ def regularisation(regularisation: Regularisation, adapter: AnyAdapter) -> Itera
         )
 
 
-def of_task(task: AnyTask, adapter: AnyAdapter, regularisation: Regularisation) -> Iterator[str]:
-    if isinstance(task, CausalLm):
-        return
-    if adapter.method in PROMPTS:
-        yield (
-            f"adapter.method: must be one that task={task.name} can use, got {adapter.method}, whose virtual tokens "
-            "only task=causal_lm passes over; use adapter=lora"
-        )
-    for name in ("label_smoothing", "r_drop"):
-        if value := getattr(regularisation, name):
-            yield (
-                f"regularisation.{name}: is part of the loss of task=causal_lm, got {value:g} with task={task.name}; "
-                f"use regularisation.{name}=0"
-            )
-    for name in ("neftune_alpha", "fgm_epsilon"):
-        value = getattr(regularisation, name)
-        if value and not isinstance(
-            task, SequenceClassification | TokenClassification | RelationExtraction | ExtractiveQa
-        ):
-            yield (
-                f"regularisation.{name}: must have one text a row to act on, got {value:g} with task={task.name}; "
-                f"use regularisation.{name}=0"
-            )
-
-
 CHECKS = (
-    of_task,
     regularisation,
     method,
     options,

@@ -3,8 +3,30 @@
 import importlib.util
 from collections.abc import Iterator
 
+from distft.config.check_adapter import HEADLESS, PROMPTS
 from distft.config.keys import nearest, show
-from distft.config.schema import AnyTask, Data, Evaluation, Model, Seq2Seq, Source
+from distft.config.schema import (
+    AnyAdapter,
+    AnyTask,
+    CausalLm,
+    Data,
+    Evaluation,
+    ExtractiveQa,
+    Full,
+    Layers,
+    Model,
+    Regularisation,
+    RelationExtraction,
+    Seq2Seq,
+    SequenceClassification,
+    Source,
+    TokenClassification,
+)
+
+WithHead = SequenceClassification | TokenClassification | RelationExtraction | ExtractiveQa
+"""Tasks whose model gets a head that no base has."""
+Smoothed = CausalLm | Seq2Seq | SequenceClassification | TokenClassification | RelationExtraction
+"""Tasks whose loss is a cross-entropy over a fixed set of classes."""
 
 
 def _formats(task: AnyTask, data: Data) -> Iterator[str]:
@@ -49,6 +71,51 @@ def _attention(task: AnyTask, model: Model) -> Iterator[str]:
         )
 
 
+def _method(task: AnyTask, adapter: AnyAdapter) -> Iterator[str]:
+    if isinstance(task, CausalLm):
+        return
+    if adapter.method in PROMPTS:
+        yield (
+            f"adapter.method: must be one that task={task.name} can use, got {adapter.method}, whose virtual tokens "
+            "only task=causal_lm passes over; use adapter=lora"
+        )
+    if adapter.method in HEADLESS and isinstance(task, WithHead):
+        yield (
+            f"adapter.method: must be one that is saved with the new head of task={task.name}, got {adapter.method}, "
+            "in whose files PEFT keeps no other modules; use adapter=lora"
+        )
+    if adapter.method == "adaption_prompt" and isinstance(task, Seq2Seq):
+        yield (
+            "adapter.method: must know the attention of an encoder-decoder with task=seq2seq, got adaption_prompt, "
+            "which PEFT has for decoders alone; use adapter=lora"
+        )
+    if isinstance(task, Seq2Seq) and isinstance(adapter, Full | Layers) and adapter.unfreeze_every is not None:
+        yield (
+            "adapter.unfreeze_every: must be null with task=seq2seq, since every block of its decoder leads to the "
+            f"whole encoder, got {adapter.unfreeze_every}; use adapter.unfreeze_every=null"
+        )
+
+
+def _regularisation(task: AnyTask, regularisation: Regularisation) -> Iterator[str]:
+    if regularisation.label_smoothing and not isinstance(task, Smoothed):
+        yield (
+            f"regularisation.label_smoothing: must be 0 with task={task.name}, whose loss has no fixed set of classes, "
+            f"got {regularisation.label_smoothing:g}; use regularisation.label_smoothing=0"
+        )
+    if regularisation.r_drop and not isinstance(task, CausalLm):
+        yield (
+            f"regularisation.r_drop: is part of the loss of task=causal_lm, got {regularisation.r_drop:g} with "
+            f"task={task.name}; use regularisation.r_drop=0"
+        )
+    for name in ("neftune_alpha", "fgm_epsilon"):
+        value = getattr(regularisation, name)
+        if value and not isinstance(task, CausalLm | WithHead):
+            yield (
+                f"regularisation.{name}: must have one text a row to act on, got {value:g} with task={task.name}; "
+                f"use regularisation.{name}=0"
+            )
+
+
 def _packages(task: AnyTask) -> Iterator[str]:
     missing = [package for module, package in task.PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
@@ -58,5 +125,5 @@ def _packages(task: AnyTask) -> Iterator[str]:
         )
 
 
-ANYWHERE = (_formats, _metric, _samples, _attention)
+ANYWHERE = (_formats, _metric, _samples, _attention, _method, _regularisation)
 HERE = (_packages,)

@@ -191,7 +191,7 @@ class Regularisation(Section):
     neftune_alpha: NonNegativeFloat = 0.0
     """Noise on the embedded tokens, alpha / sqrt(tokens * width) * U(-1, 1) (NEFTune, arXiv:2310.05914); 5 is usual."""
     label_smoothing: Fraction = 0.0
-    """Share of each target that all of the vocabulary has alike (arXiv:1512.00567)."""
+    """Share of each target that all of the vocabulary, or all classes, have alike (arXiv:1512.00567)."""
     fgm_epsilon: NonNegativeFloat = 0.0
     """Length of an adversarial step on each document's embeddings in a second pass (FGM, arXiv:1605.07725)."""
     r_drop: NonNegativeFloat = 0.0

@@ -114,6 +114,11 @@ class TaskModule(nn.Module):
         """Forward and backward passes that an engine makes over each batch; the gradient is their mean."""
         return self.regulariser.passes
 
+    @property
+    def smoothing(self) -> float:
+        """Share of each target that all classes have alike."""
+        return self.regularisation.label_smoothing if self.training else 0.0
+
     def loss(self, batch: Batch) -> Tensor:
         """Sum of the batch's losses, 0-dim, float32. The loop divides by the targets of the whole step.
 

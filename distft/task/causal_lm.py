@@ -58,13 +58,12 @@ class CausalLM(TaskModule):
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         head, scale, softcap = self._head()
-        smoothing = self.regularisation.label_smoothing if self.training else 0.0
         if type(head) is nn.Linear:
             return token_loss(
-                hidden, head.weight, targets, bias=head.bias, scale=scale, softcap=softcap, smoothing=smoothing
+                hidden, head.weight, targets, bias=head.bias, scale=scale, softcap=softcap, smoothing=self.smoothing
             )
         logits = partial(_logits, head, scale, softcap)
-        return _by_chunks(partial(_head_loss, logits, smoothing), targets, hidden)
+        return _by_chunks(partial(_head_loss, logits, self.smoothing), targets, hidden)
 
     def _pair_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """R-Drop's loss over the same tokens under two dropout masks, one after the other in `hidden`."""

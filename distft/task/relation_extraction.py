@@ -184,4 +184,5 @@ class RelationClassifier(TaskModule):
         return classify_tokens(self.base, states.flatten(1))
 
     def _loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        return F.cross_entropy(logits.float(), batch.targets[:, LABEL], reduction="sum")
+        targets = batch.targets[:, LABEL]
+        return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=self.smoothing)

@@ -157,7 +157,13 @@ class EncoderDecoder(TaskModule):
         sources, mask, labels = self._padded(batch)
         before = self.base.prepare_decoder_input_ids_from_labels(labels)
         logits = self.base(input_ids=sources, attention_mask=mask, decoder_input_ids=before, use_cache=False).logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return F.cross_entropy(
+            logits.flatten(0, 1).float(),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            reduction="sum",
+            label_smoothing=self.smoothing,
+        )
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, list[list[int]]]:
         loss = self.loss(batch)

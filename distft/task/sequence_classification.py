@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from distft.config import schema
 from distft.data.corpus import Corpus
 from distft.data.loader import Batch
+from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task import classification
@@ -88,6 +89,14 @@ class SequenceClassifier(TaskModule):
         require_known(self.base, "sequence_classification")
         self.class_weights = None if class_weights is None else torch.tensor(class_weights)
 
+    def regularise(self, settings: schema.Regularisation) -> None:
+        if settings.label_smoothing and self.facts["kind"] != "single_label":
+            raise ConfigError(
+                "regularisation.label_smoothing: must be 0 where a label is not one class of several, got "
+                f"{settings.label_smoothing:g} with {self.facts['kind']} labels; use regularisation.label_smoothing=0"
+            )
+        super().regularise(settings)
+
     def loss(self, batch: Batch) -> Tensor:
         return self._loss(self.logits(batch), batch.targets)
 
@@ -110,4 +119,4 @@ class SequenceClassifier(TaskModule):
             return F.mse_loss(logits, targets, reduction="sum")
         if self.facts["kind"] == "multi_label":
             return F.binary_cross_entropy_with_logits(logits, targets, weights, reduction="sum") / logits.shape[1]
-        return F.cross_entropy(logits, targets[:, 0], weights, reduction="sum")
+        return F.cross_entropy(logits, targets[:, 0], weights, reduction="sum", label_smoothing=self.smoothing)

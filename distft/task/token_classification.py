@@ -260,4 +260,4 @@ class TokenClassifier(TaskModule):
         return classify_tokens(self.base, self.encode(batch).flatten(0, 1)[places]), targets[places]
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), targets, reduction="sum")
+        return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=self.smoothing)

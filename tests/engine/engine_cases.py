@@ -61,8 +61,8 @@ def corpus(num_documents: int = 60, vocabulary: int = 307) -> Corpus:
     return Corpus(Counts(num_documents, 0, 0, {}), "made-up", lengths, targets, starts, ids, supervised)
 
 
-def loader(config: schema.Config, group: Group) -> Loader:
-    documents = corpus()
+def loader(config: schema.Config, group: Group, documents: Corpus | None = None) -> Loader:
+    documents = documents or corpus()
     rows = pack.plan(documents.lengths, config.data.max_length, config.data.packing)
     return Loader(
         documents,

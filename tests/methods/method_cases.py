@@ -5,6 +5,7 @@ from typing import Any
 
 import engine_cases
 import torch
+from families import FAMILIES, corpus
 from torch import Tensor
 
 from distft import schedule
@@ -13,18 +14,22 @@ from distft.config import schema
 from distft.engine.base import Engine, build
 from distft.model.load import load
 from distft.runtime.group import Group
-from distft.task.causal_lm import CausalLM
+from distft.task import base as tasks
 
-SHAPE = {**engine_cases.SHAPE, "hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.1}
 LR = 1e-2
 STEPS = 2
 
 
-def config(adapter: dict[str, Any], engine: str, quantization: str = "none", **changes: Any) -> schema.Config:
+def config(
+    adapter: dict[str, Any], engine: str, quantization: str = "none", family: str = "causal_lm", **changes: Any
+) -> schema.Config:
     """A run of two steps on rows of one document each, which every method takes."""
-    biases = adapter["method"] in ("bitfit", "beft")  # they train biases
+    shape = FAMILIES[family].shape
+    if shape["model_type"] == "llama":
+        shape = {**shape, "attention_bias": adapter["method"] in ("bitfit", "beft")}  # they train biases
     sections: dict[str, Any] = {
-        "model": {"random_init": {**SHAPE, "attention_bias": biases}, "quantization": quantization},
+        "task": {"name": family},
+        "model": {"random_init": shape, "quantization": quantization},
         "data": {"max_length": 40, "global_batch": 4, "packing": False},
         "steps": STEPS,
         **changes,
@@ -38,8 +43,16 @@ class Course:
 
     def __init__(self, group: Group, config: schema.Config, folder: Path):
         self.engine: Engine = build(config, group, torch.float32)
-        loaded = load(config.model, config.adapter, seed=config.seed, device=group.device, shard=self.engine.shard)
-        self.task, self.group = CausalLM(loaded.model, loaded.compute_dtype), group
+        task, facts = tasks.build(config.task), FAMILIES[config.task.name].facts
+        loaded = load(
+            config.model,
+            config.adapter,
+            seed=config.seed,
+            device=group.device,
+            shard=self.engine.shard,
+            architecture=task.architecture(facts),
+        )
+        self.task, self.group = task.module(loaded, facts), group
         self.task.regularise(config.regularisation)
         self.checkpoints = Checkpoints(
             folder,
@@ -50,7 +63,7 @@ class Course:
             beside=self.task.beside(),
         )
         self.engine.start(self.task)
-        self.loader = engine_cases.loader(config, group)
+        self.loader = engine_cases.loader(config, group, corpus(config.task.name, _made(folder, group)))
         names = list(self.task.trainable())
         self.schedule = schedule.build(loaded.model, config.adapter, names, self.loader.num_steps)
 
@@ -76,6 +89,13 @@ class Course:
         trains = {id(parameter) for parameter in self.task.trainable().values()}
         rest = {name: p for name, p in self.task.named_parameters() if id(p) not in trains}
         return {name: _held(tensor).clone() for name, tensor in [*rest.items(), *self.task.named_buffers()]}
+
+
+def _made(folder: Path, group: Group) -> Path:
+    """A folder of this rank's own."""
+    mine = folder / f"data-{group.ranks.global_rank}"
+    mine.mkdir(parents=True, exist_ok=True)
+    return mine
 
 
 def _held(tensor: Any) -> Tensor:

@@ -3,18 +3,20 @@
 from typing import Any
 
 import yaml
+from families import FAMILIES
 
 from distft.config import check as checks
 from distft.config import schema
 from distft.config.check_adapter import UNFIT
 from distft.config.folders import conf_dir
 from distft.config.peft_methods import OPTIONS
+from distft.errors import ConfigError
+from distft.model import adapter
+from distft.model.load import read_hf_config
+from distft.task import base as tasks
 
-FAMILIES = ["causal_lm"]
-"""Task families that the matrix runs every method on."""
 ENGINES = ["single", "fsdp", "zero3"]
 BASES = {"fp32": "none", "nf4": "nf4"}
-TARGETS = ["q_proj", "down_proj"]
 SMALL: dict[str, dict[str, Any]] = {
     # Sizes that go with 32 hidden units; everything else is as the option's file has it.
     "adalora": {"init_r": 6, "target_r": 3, "tinit": 1},
@@ -38,7 +40,7 @@ UNTARGETED = {"adaption_prompt", "beft", "ia3", "ln_tuning", "trainable_tokens"}
 """Methods that find their modules themselves, besides those of virtual tokens."""
 
 
-def shipped() -> dict[str, dict[str, Any]]:
+def shipped(family: str = "causal_lm") -> dict[str, dict[str, Any]]:
     """Each file of `conf/adapter` as a section, small."""
     found = {}
     for file in sorted((conf_dir() / "adapter").glob("*.yaml")):
@@ -46,29 +48,35 @@ def shipped() -> dict[str, dict[str, Any]]:
         if "defaults" in section:
             base = yaml.safe_load((conf_dir() / "adapter" / f"{section.pop('defaults')[0]}.yaml").read_text())
             section = {**base, **section}
-        found[file.stem] = _small(section)
+        found[file.stem] = _small(section, family)
     return found
 
 
-def unshipped() -> dict[str, dict[str, Any]]:
+def unshipped(family: str = "causal_lm") -> dict[str, dict[str, Any]]:
     """The methods of PEFT that fit and have no file, with PEFT's defaults."""
     have = {section["method"] for section in shipped().values()}
     return {
-        name: _small({"method": name, "targets": None if name in UNTARGETED else "all-linear", "options": {}})
+        name: _small({"method": name, "targets": None if name in UNTARGETED else "all-linear", "options": {}}, family)
         for name in OPTIONS
         if name not in UNFIT and name not in have
     }
 
 
-def cells(name: str) -> list[tuple[str, str]]:
-    """Engine and base of each run of a method; those without a file are sharded over NF4 alone, to save time."""
+def cells(family: str, name: str) -> list[tuple[str, str]]:
+    """Engine and base of each run of a method: all for causal language models, and fewer elsewhere, to save time."""
     every = [(engine, base) for engine in ENGINES for base in BASES]
+    if family != "causal_lm":
+        return [("single", "fp32"), ("fsdp", "nf4")] if name in shipped() else [("single", "fp32")]
     return every if name in shipped() else [cell for cell in every if "single" in cell or "nf4" in cell]
 
 
-def _small(section: dict[str, Any]) -> dict[str, Any]:
+def _small(section: dict[str, Any], family: str) -> dict[str, Any]:
     if section.get("targets") == "all-linear":
-        section["targets"] = TARGETS
+        section["targets"] = FAMILIES[family].targets
+    if section["method"] == "bottleneck":
+        section["targets"] = FAMILIES[family].sublayers
+    if section["method"] == "ln_tuning":
+        section["targets"] = FAMILIES[family].norms
     if section["method"] in SMALL:
         section["options"] = {**section["options"], **SMALL[section["method"]]}
     sizes = {"r": 4, "size": 8, "count": 1}
@@ -76,6 +84,18 @@ def _small(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def refusals(config: schema.Config) -> list[str]:
-    """What the config's checks have against a run."""
+    """What the config's checks have against a run, or the model that it names."""
     sections = {name: getattr(config, name) for name in schema.Config.model_fields}
-    return checks.check(sections, world_size=1 if config.engine.name == "single" else 2, here=False)
+    found = checks.check(sections, world_size=1 if config.engine.name == "single" else 2, here=False)
+    return found or _misfit(config)
+
+
+def _misfit(config: schema.Config) -> list[str]:
+    architecture = tasks.build(config.task).architecture(FAMILIES[config.task.name].facts)
+    model = architecture.skeleton(read_hf_config(config.model), "sdpa")
+    heads = architecture.new_modules(model)
+    try:
+        adapter.attach(model, config.adapter, seed=config.seed, heads=heads, task=architecture.peft_task)
+    except ConfigError as error:
+        return error.problems
+    return []

@@ -1,4 +1,4 @@
-"""python -m tests.methods.table: writes docs/methods.md, the matrix that the tests of methods run."""
+"""PYTHONPATH=tests/engine:tests/methods python -m tests.methods.table: writes docs/methods.md, the matrix that the tests of methods run."""
 
 from pathlib import Path
 
@@ -7,18 +7,19 @@ from distft.config.folders import conf_dir
 from distft.config.help import header
 from tests.methods import method_cases as cases
 from tests.methods import methods
+from tests.methods.families import FAMILIES
 
 PLACE = Path(__file__).parents[2] / "docs" / "methods.md"
 HEAD = """\
 # Methods
 
-Made by `python -m tests.methods.table`; a test compares it with what it writes. Every cell with a tick is a run of two
+Made by `PYTHONPATH=tests/engine:tests/methods python -m tests.methods.table`, and compared with it by a test. Every tick
+is a run of two
 steps in `tests/methods`: what should train gets a gradient and moves, nothing else moves, gradients on two ranks are
 those of one, and a saved run goes on as if it had not stopped (on two ranks: the NF4 ones). `-`: the config refuses it;
 the reason stands below.
 
-{tables}
-## Refused
+{tables}## Refused
 
 {reasons}
 ## Methods of PEFT that do not fit
@@ -29,21 +30,20 @@ the reason stands below.
 
 
 def text() -> str:
-    shipped, others = methods.shipped(), methods.unshipped()
     reasons: dict[str, list[str]] = {}
     tables = ""
-    for family in methods.FAMILIES:
-        tables += f"## `{family}`: the options of the group `adapter`\n\n" + _table(shipped, reasons, files=True)
-        tables += f"\n## `{family}`: `adapter.method=NAME` with PEFT's defaults\n\n" + _table(
-            others, reasons, files=False
-        )
+    for family in FAMILIES:
+        tables += f"## `{family}`: the options of the group `adapter`\n\n{_table(family, reasons, files=True)}\n"
+        tables += f"## `{family}`: `adapter.method=NAME` with PEFT's defaults\n\n"
+        tables += f"{_table(family, reasons, files=False)}\n"
     told = "".join(f"* {', '.join(cells)}: {reason}\n" for reason, cells in reasons.items())
     unfit = "".join(f"| `{name}` | {why} |\n" for name, why in sorted(UNFIT.items()))
     return HEAD.format(tables=tables, reasons=told, unfit=unfit)
 
 
-def _table(sections: dict[str, dict], reasons: dict[str, list[str]], *, files: bool) -> str:
-    cells = methods.cells(next(iter(sections)))
+def _table(family: str, reasons: dict[str, list[str]], *, files: bool) -> str:
+    sections = methods.shipped(family) if files else methods.unshipped(family)
+    cells = methods.cells(family, next(iter(sections)))
     columns = " | ".join(f"{engine} {base}" for engine, base in cells)
     lines = [
         f"| {'option' if files else 'method'} | {columns} |{' what it is |' if files else ''}",
@@ -52,10 +52,10 @@ def _table(sections: dict[str, dict], reasons: dict[str, list[str]], *, files: b
     for name, section in sections.items():
         marks = []
         for engine, base in cells:
-            refused = methods.refusals(cases.config(section, engine, methods.BASES[base]))
+            refused = methods.refusals(cases.config(section, engine, methods.BASES[base], family))
             marks.append("-" if refused else "✓")
             for sentence in refused:
-                reasons.setdefault(sentence, []).append(f"`{name}` {engine} {base}")
+                reasons.setdefault(sentence, []).append(f"{family} `{name}` {engine} {base}")
         about = f" {header(conf_dir() / 'adapter' / f'{name}.yaml')} |" if files else ""
         lines.append(f"| `{name}` | {' | '.join(marks)} |{about}")
     return "\n".join(lines) + "\n"

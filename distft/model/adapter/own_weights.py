@@ -14,7 +14,8 @@ def blocks(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
     kinds = set(model._no_split_modules or ())
     # By the names of all base classes: FSDP2 gives a block a class of its own.
     named = [(name, module, {kind.__name__ for kind in type(module).__mro__}) for name, module in model.named_modules()]
-    return [(name, module) for name, module, names in named if kinds & names]
+    # They are numbered: BERT asks for its embeddings to be kept whole too, and they are no block.
+    return [(name, module) for name, module, names in named if kinds & names and name.rpartition(".")[2].isdigit()]
 
 
 def mark(
