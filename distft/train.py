@@ -38,7 +38,7 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
     log.start(ranks.global_rank)
     warnings = folder.check()
 
-    from distft.data.prepare import prepare
+    from distft.data.prepare import alone, prepare
     from distft.model import load as model
     from distft.model.tokenizer import load_tokenizer
     from distft.task import base as tasks
@@ -47,6 +47,10 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
     tokenizer = load_tokenizer(config.model, config.data.chat_template)
     task = tasks.build(config.task)
     prepared = prepare(config.data, task.reader(tokenizer, config.data, None), poll=stop.raise_if_set)
+    earlier = {}
+    for name, path in config.evaluation.earlier.items():
+        again = alone(config.data, path)
+        earlier[name] = prepare(again, task.reader(tokenizer, again, prepared.facts), poll=stop.raise_if_set)
 
     if ranks.is_main:
         folder.claim()
@@ -57,7 +61,7 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
 
         group = Group(ranks)  # the others may make log files once rank 0 owns the folder
         log.to_folder(folder.path, ranks.global_rank)
-        run = _assemble(config, group, folder, task, tokenizer.pad_token_id, prepared, stop)
+        run = _assemble(config, group, folder, task, tokenizer.pad_token_id, prepared, earlier, stop)
     except ConfigError:
         if ranks.is_main:
             folder.abandon()
@@ -68,7 +72,14 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
 
 
 def _assemble(
-    config: Config, group: Any, folder: RunFolder, task: "Task", pad_id: int, prepared: "Prepared", stop: StopFlag
+    config: Config,
+    group: Any,
+    folder: RunFolder,
+    task: "Task",
+    pad_id: int,
+    prepared: "Prepared",
+    earlier: dict[str, "Prepared"],
+    stop: StopFlag,
 ) -> "Run":
     """Joins the parts: base, adapter, engine, data, tracker, checkpoints, in the order in which they depend."""
     from distft.checkpoint import Checkpoints
@@ -133,6 +144,11 @@ def _assemble(
         engine=engine,
         loader=loader,
         held_out=held_out(prepared.eval, task, config, prepared.facts, ranks, pad_id) if prepared.eval else None,
+        earlier={
+            name: held_out(each.eval, task, config, prepared.facts, ranks, pad_id)
+            for name, each in earlier.items()
+            if each.eval is not None
+        },
         checkpoints=checkpoints,
         tracker=tracker,
         stop=stop,
@@ -150,7 +166,7 @@ def _assemble(
 
 def _train(run: "Run", folder: RunFolder, tokenizer: Any, prepared: Any) -> None:
     """Trains, publishes the adapter, and tells the tracker how it ended."""
-    from distft import loop
+    from distft import forgetting, loop
     from distft.samples import Samples
     from distft.tracking import Summary
 
@@ -176,10 +192,12 @@ def _train(run: "Run", folder: RunFolder, tokenizer: Any, prepared: Any) -> None
     replies = samples.after()
     if run.group.ranks.is_main:
         adapter = folder.publish_adapter(chosen, tokenizer)
+        forgotten = forgetting.report(folder.path)
         run.tracker.close(
             Summary(
                 "finished",
                 lines=[
+                    *forgotten,
                     ("adapter", f"{adapter} (step {run.progress.best_step if best else run.progress.step})"),
                     ("report", str(folder.path / "report.html")),
                 ],

@@ -23,15 +23,18 @@ ARROWS = {
     "model": {"location", "runtime"},
     "task": {"data", "model", "loss", "location"},
     "engine": {"data", "model", "optim", "runtime", "task"},
+    "fewshot": {"data", "engine", "export_formats", "model", "runtime", "task", "tracking", "trained"},
     "tracking": set(),
     "checkpoint": {"engine", "runtime"},
-    "loop": {"data", "engine", "checkpoint", "tracking", "runtime", "optim", "evaluation"},
+    "forgetting": {"tracking"},
+    "loop": {"data", "engine", "checkpoint", "tracking", "runtime", "optim", "evaluation", "forgetting"},
 }
 ONE_PLACE = {
     "deepspeed": "distft/engine/zero.py",
     "wandb": "distft/tracking/wandb.py",
     "submitit": "launch/cluster.py",
     "hydra": "distft/config/compose.py",
+    "lm_eval": "distft/fewshot/harness.py",
 }
 
 
