@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from distft.config import schema
 from distft.data.corpus import Corpus
 from distft.data.loader import Batch
 from distft.data.template import Template
-from distft.loss import token_loss
+from distft.loss import token_loss, token_losses
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
 from distft.task.base import Prompts, Scores, TaskModule
@@ -50,11 +50,9 @@ class CausalLM(TaskModule):
         return list(self.base.get_output_embeddings().parameters())
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        head, config = self.base.get_output_embeddings(), self.base.config
+        head = self.base.get_output_embeddings()
         if type(head) is nn.Linear:
-            scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-            softcap = getattr(config, "final_logit_softcapping", None)
-            return token_loss(hidden, head.weight, targets, bias=head.bias, scale=scale, softcap=softcap)
+            return token_loss(hidden, head.weight, targets, bias=head.bias, **_of_logits(self.base.config))
         kept = (targets != -100).nonzero().squeeze(1)
         total = hidden.new_zeros((), dtype=torch.float32) + 0 * hidden.sum().float()
         for rows in kept.split(HEAD_CHUNK):
@@ -80,6 +78,21 @@ class CausalLM(TaskModule):
                 replies.append(out[0, len(ids) :].tolist())
         causal.set_attn_implementation(usual)
         return replies
+
+
+def losses_of_tokens(base: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each of `targets` [N], predicted from `hidden` [N, H]; float32 [N], without gradient."""
+    head = base.get_output_embeddings()
+    if type(head) is nn.Linear:
+        return token_losses(hidden, head.weight, targets, bias=head.bias, **_of_logits(base.config))
+    parts = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
+    return torch.cat([nn.functional.cross_entropy(head(h).float(), t, reduction="none") for h, t in parts])
+
+
+def _of_logits(config: Any) -> dict[str, Any]:
+    """What a model does to its logits."""
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return {"scale": scale, "softcap": getattr(config, "final_logit_softcapping", None)}
 
 
 def _head_loss(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
