@@ -1,22 +1,39 @@
-"""python -m distft.evaluate: loss, metrics and replies of a run's base and of what it trained, side by side."""
+"""python -m distft.evaluate: a run's base and what it trained, side by side: loss, metrics and replies.
+
+With `prompt=` a model that writes text, tuned or not, is asked for the labels of labelled rows.
+"""
 
 import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import NonNegativeInt
+
+from distft import ensemble as ensembles
 from distft.cli import run_command
 from distft.config.check import check
-from distft.config.compose import load_run
+from distft.config.compose import load_run, load_with
 from distft.config.schema import Config, Peft, Section
 from distft.errors import ConfigError
+from distft.fewshot import harness
+from distft.fewshot import prompt as prompts
+from distft.fewshot.compare import Answers, Candidate, Wanted, compare
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
-from distft.trained import check_same_base, check_same_model, facts_beside, find_weights, open_weights
+from distft.trained import (
+    check_members,
+    check_same_base,
+    check_same_model,
+    facts_beside,
+    find_weights,
+    open_weights,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,6 +44,8 @@ if TYPE_CHECKING:
 RESULT = "evaluation.json"
 # What a run needed for training and an evaluation does not; a run of 64 ranks is evaluated on one all the same.
 DEFAULTS = ["engine=auto", "optim=sgd", "tracking=none", "resume=auto"]
+# A base without a run has nothing to train either.
+WITHOUT_RUN = ["name=base", "steps=1"]
 
 
 class Evaluate(Section):
@@ -36,6 +55,18 @@ class Evaluate(Section):
 
 class Command(Section):
     evaluate: Evaluate = Evaluate()
+    prompt: str | None = None
+    """A Jinja file that shows the columns of a labelled row, and `shots` before it: labels are then asked for in words.
+    In place of run= a base may be named by model=."""
+    shots: NonNegativeInt | list[NonNegativeInt] = 0
+    """Labelled rows of data.train that are shown before each; [0,8] measures both."""
+    shots_seed: NonNegativeInt = 0
+    """Draws the shots."""
+    answers: Answers = Answers()
+    ensemble: list[str] = []
+    """Folders of runs on one base, in place of run=: each is measured, and the mean of their probabilities."""
+    lm_eval: list[str] = []
+    """Tasks of lm-eval (the extra `lm_eval`) that base and trained model are put to, with `shots` examples each."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +80,71 @@ class Measured:
 
 def main(argv: list[str]) -> None:
     ranks = read_ranks()
-    run, config, own = load_run(_with_defaults(argv), Command, program="distft.evaluate", here=True)
-    problems = check({"engine": config.engine}, world_size=ranks.world_size, here=False) + check_same_model(run, config)
-    if not os.access(run, os.W_OK):
-        problems.append(f"run: must be a folder that can be written, got {run}; copy it to one that can")
+    words, run = _with_defaults(argv), None
+    if _names_a_base(argv):
+        base = [] if any(word.startswith("+exp=") for word in argv) else WITHOUT_RUN
+        config, own = load_with([*base, *words], Command, program="distft.evaluate")
+    else:
+        run, config, own = load_run(words, Command, program="distft.evaluate", here=True)
+    problems = check({"engine": config.engine}, world_size=ranks.world_size, here=False)
+    if run is not None:
+        problems += check_same_model(run, config)
+        if not os.access(run, os.W_OK):
+            problems.append(f"run: must be a folder that can be written, got {run}; copy it to one that can")
+    problems += _problems(run, config, own, ranks)
     if problems:
         raise ConfigError(problems)
-    evaluate(run, config, own.evaluate.checkpoint, ranks)
+    checkpoint = own.evaluate.checkpoint
+    if own.lm_eval:
+        harness.measure(run, config, checkpoint, own.lm_eval, _shots(own))
+        return
+    if own.prompt is None and not own.ensemble:
+        assert run is not None
+        evaluate(run, config, checkpoint, ranks)
+        return
+    folders = [Path(member).expanduser() for member in own.ensemble] or ([run] if run is not None else [])
+    alike = len({each.name for each in folders}) < len(folders)
+    members = [Candidate(str(each) if alike else each.name, find_weights(each, checkpoint), each) for each in folders]
+    if own.prompt is None:
+        assert run is not None
+        ensembles.evaluate(config, members, run, ranks)
+        return
+    text = Path(own.prompt).expanduser().read_text(encoding="utf-8")
+    prompt = prompts.Prompt(own.prompt, text, own.answers.column, own.answers.words or {})
+    candidates = members if own.ensemble else [Candidate("base", None), *members]
+    wanted = Wanted(prompt, _shots(own), own.shots_seed, own.answers, candidates, bool(own.ensemble), run)
+    compare(config, wanted, ranks)
+
+
+def _problems(run: Path | None, config: Config, own: Command, ranks: Ranks) -> Iterator[str]:
+    shots = _shots(own)
+    if not shots:
+        yield "shots: must be a number or a list of them, got an empty list; give shots=0"
+    if own.prompt is not None:
+        yield from prompts.check(own.prompt, shots or [0], own.answers.column, own.answers.words)
+    else:
+        for key in ("shots_seed", "answers") if own.lm_eval else ("shots", "shots_seed", "answers"):
+            if getattr(own, key) != Command.model_fields[key].get_default():
+                yield f"{key}: belongs to prompt=, got it without; give prompt=FILE, or remove it"
+    if own.ensemble:
+        others = [Path(member).expanduser() for member in own.ensemble]
+        if len({other.absolute() for other in others}) < 2:
+            yield f"ensemble: must be two folders of runs or more, got {own.ensemble}; give ensemble=[runs/A,runs/B]"
+        if run is not None:
+            yield from check_members(run, others, "ensemble", shape=type(config.adapter).model_fields)
+        yield from [] if own.prompt is not None else ensembles.check(config)
+    if own.lm_eval:
+        yield from harness.check(own.prompt, own.ensemble, ranks)
+
+
+def _shots(own: Command) -> list[int]:
+    return own.shots if isinstance(own.shots, list) else [own.shots]
+
+
+def _names_a_base(argv: list[str]) -> bool:
+    """Whether what is asked needs no run, and none is named."""
+    keys = {word.partition("=")[0] for word in argv}
+    return bool(keys & {"prompt", "lm_eval"}) and not keys & {"run", "ensemble"}
 
 
 def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) -> dict[str, Any]:
@@ -140,10 +229,16 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
 
 
 def _with_defaults(argv: list[str]) -> list[str]:
-    """Other held-out data stands alone: nothing of it is cut off, and the training data is not read."""
+    """Other held-out data stands alone: nothing of it is cut off, and the training data is not read.
+
+    An ensemble is of the first run's task, data and model.
+    """
     given = [word.removeprefix("data.eval=") for word in argv if word.startswith("data.eval=")]
-    alone = [f"data.train={given[-1]}", "data.eval_fraction=0"] if given and given[-1] != "null" else []
-    return [*DEFAULTS, *alone, *argv]
+    whole = ["data.eval_fraction=0", "data.replay=null", "data.replay_share=0.1"]
+    alone = [f"data.train={given[-1]}", *whole] if given and given[-1] != "null" else []
+    members = [word.removeprefix("ensemble=").strip("[]").split(",") for word in argv if word.startswith("ensemble=")]
+    first = [f"run={members[-1][0]}"] if members and not any(word.startswith("run=") for word in argv) else []
+    return [*DEFAULTS, *first, *alone, *argv]
 
 
 def _measure(config: Config, engine: Any, rows: "HeldOut", group: Any, samples: Any) -> Measured:

@@ -17,6 +17,15 @@ from distft.task.base import Scores, Task
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a model made of the held-out rows."""
+
+    numbers: dict[str, float]
+    outputs: dict[int, Any]
+    """By document, as the task's module gave them, on rank 0; none where the task has no metrics."""
+
+
+@dataclass(frozen=True)
 class HeldOut:
     """The held-out rows, this rank's share of them, and the task that judges what a model makes of them."""
 
@@ -32,6 +41,11 @@ class HeldOut:
 
         All ranks call it, and get the same numbers; the files are rank 0's.
         """
+        measured = self.measure(engine, group, stop)
+        return None if measured is None else self.judge(measured, group)
+
+    def measure(self, engine: Engine, group: Group, stop: StopFlag) -> Measured | None:
+        """What the model makes of the rows; None where a rank was asked to stop. All ranks get the numbers."""
         loss, outputs = 0.0, dict[int, Any]()
         for batch in self.batches:
             value, made = engine.evaluate(batch)
@@ -40,15 +54,19 @@ class HeldOut:
             if group.any(stop.is_set):
                 return None
         total, targets = group.table(loss, sum(batch.num_targets for batch in self.batches)).sum(0).tolist()
-        mean = {"loss": total / max(1.0, targets)}
+        shares = group.to_main(outputs) if self.has_metrics else []
+        everyone = {number: output for share in shares for number, output in share.items()}
+        return Measured({"loss": total / max(1.0, targets)}, everyone)
+
+    def judge(self, measured: Measured, group: Group) -> Scores:
+        """The numbers measured, and the task's metrics of the outputs."""
         if not self.has_metrics:
-            return Scores(mean)
+            return Scores(measured.numbers)
         found = Scores({})
-        if shares := group.to_main(outputs):
-            everyone = {number: output for share in shares for number, output in share.items()}
-            assert len(everyone) == self.corpus.num_documents, "a held-out document was left out"
-            found = self.task.scores(everyone, self.corpus, self.facts)
-        return Scores({**mean, **group.from_main(found.numbers)}, found.files)
+        if group.ranks.is_main:
+            assert len(measured.outputs) == self.corpus.num_documents, "a held-out document was left out"
+            found = self.task.scores(measured.outputs, self.corpus, self.facts)
+        return Scores({**measured.numbers, **group.from_main(found.numbers)}, found.files)
 
 
 def held_out(

@@ -61,7 +61,7 @@ def export(run: Path, config: Config, settings: Export, weights: Path, target: P
     tokenizer = export_formats.tokenizer_of(run, config)
     rows = agreement.check_rows(config, tokenizer, facts_beside(weights))
     trained = export_formats.load_trained(run, config, weights)
-    with _published_whole(target) as folder:
+    with published_whole(target) as folder:
         tokenizer.save_pretrained(folder)
         if settings.to == "merged":
             return export_formats.write_merged(
@@ -106,7 +106,7 @@ def _starts_from_quantised_rest(config: Config) -> bool:
 
 
 @contextmanager
-def _published_whole(target: Path) -> Iterator[Path]:
+def published_whole(target: Path) -> Iterator[Path]:
     """A folder aside that becomes `target` at the end, and is removed on any error."""
     aside = target.with_name(f".{target.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)

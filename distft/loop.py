@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from distft import forgetting
 from distft.checkpoint import Checkpoints
 from distft.config.schema import LOWER_IS_BETTER, Config
 from distft.data.loader import Loader
@@ -60,6 +61,8 @@ class Run:
     schedule: Schedule
     loader: Loader
     held_out: HeldOut | None
+    earlier: dict[str, HeldOut]
+    """Datasets that were learnt before, measured at each evaluation."""
     checkpoints: Checkpoints
     tracker: Tracker
     stop: StopFlag
@@ -166,8 +169,14 @@ def _evaluate(run: Run) -> bool:
     scores = run.held_out.score(run.engine, run.group, run.stop)
     if scores is None:
         return True
+    numbers = dict(scores.numbers)
+    for name, rows in run.earlier.items():
+        again = rows.score(run.engine, run.group, run.stop)
+        if again is None:
+            return True
+        numbers |= forgetting.named(name, again.numbers)
     progress.evaluated_at = progress.step
-    run.tracker.log({"step": progress.step, "split": "eval", **scores.numbers})
+    run.tracker.log({"step": progress.step, "split": "eval", **numbers})
     if run.group.ranks.is_main:
         write_files(scores, run.checkpoints.folder.parent)
     if _is_best(progress, run.config.evaluation.metric, scores.numbers):

@@ -40,6 +40,27 @@ def token_loss(
     return _TokenLoss.apply(hidden, weight, bias, targets, softcap, scale, smoothing, torch.is_grad_enabled())
 
 
+@torch.no_grad()
+def token_losses(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    scale: float = 1.0,
+) -> Tensor:
+    """Each row's cross-entropy, float32 [N] (float64 for float64 hidden states): `token_loss` before its sum.
+
+    Every row has a target. No gradient.
+    """
+    head = _Head(weight, bias, softcap, scale, 0.0, _matmul_dtype(hidden))
+    with torch.autocast(hidden.device.type, enabled=False):
+        parts = zip(hidden.split(TILE_ROWS), targets.split(TILE_ROWS), strict=True)
+        found = [_losses(rows.to(head.dtype), labels, head, with_grad=False) for rows, labels in parts]
+    return torch.cat([each.losses for each in found])[:, 0]
+
+
 class _TokenLoss(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -27,6 +27,7 @@ def describe_run(
     fill = train.num_tokens / (len(loader.row_tokens) * data.max_length)
     held_out = f"{prepared.eval.num_documents:,} documents held out" if prepared.eval else "nothing held out"
     dropped = sum(train.counts.dropped.values())
+    replayed = f", {train.counts.replayed:,} of them replayed" if train.counts.replayed else ""
     engine: str = config.engine.name
     if engine == "auto":
         engine = "single (auto)" if ranks.world_size == 1 else "fsdp (auto)"
@@ -41,8 +42,9 @@ def describe_run(
         ),
         (
             "data",
-            f"{train.num_documents:,} documents, {train.num_tokens:,} tokens, {train.num_targets:,} trained on; "
-            f"{held_out}; {dropped} dropped, {train.counts.truncated} truncated, {train.counts.duplicates} duplicates",
+            f"{train.num_documents:,} documents{replayed}, {train.num_tokens:,} tokens, "
+            f"{train.num_targets:,} trained on; {held_out}; {dropped} dropped, "
+            f"{train.counts.truncated} truncated, {train.counts.duplicates} duplicates",
         ),
         (
             "rows",

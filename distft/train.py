@@ -43,7 +43,7 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
     log.start(ranks.global_rank)
     warnings = folder.check()
 
-    from distft.data.prepare import prepare
+    from distft.data.prepare import alone, prepare
     from distft.model import load as model
     from distft.model.tokenizer import load_tokenizer
     from distft.task import base as tasks
@@ -52,6 +52,10 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
     tokenizer = load_tokenizer(config.model, config.data.chat_template)
     task = tasks.build(config.task)
     prepared = prepare(config.data, task.reader(tokenizer, config.data, None), poll=stop.raise_if_set)
+    earlier = {}
+    for name, path in config.evaluation.earlier.items():
+        again = alone(config.data, path)
+        earlier[name] = prepare(again, task.reader(tokenizer, again, prepared.facts), poll=stop.raise_if_set)
 
     with folder.owned(ranks):
         for warning in warnings if ranks.is_main else ():
@@ -62,7 +66,7 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
         log.to_folder(folder.path, ranks.global_rank)
         if config.cluster.preflight:
             _require_fit_nodes(group, folder)
-        run = _assemble(config, group, folder, task, tokenizer.pad_token_id, prepared, stop)
+        run = _assemble(config, group, folder, task, tokenizer.pad_token_id, prepared, earlier, stop)
         _train(run, folder, tokenizer, prepared)
         group.leave()
     return folder.path
@@ -82,7 +86,14 @@ def _require_fit_nodes(group: Any, folder: RunFolder) -> None:
 
 
 def _assemble(
-    config: Config, group: Any, folder: RunFolder, task: "Task", pad_id: int, prepared: "Prepared", stop: StopFlag
+    config: Config,
+    group: Any,
+    folder: RunFolder,
+    task: "Task",
+    pad_id: int,
+    prepared: "Prepared",
+    earlier: dict[str, "Prepared"],
+    stop: StopFlag,
 ) -> "Run":
     """Joins the parts: base, adapter, engine, data, tracker, checkpoints, in the order in which they depend."""
     from distft import schedule as schedules
@@ -164,6 +175,11 @@ def _assemble(
         schedule=schedule,
         loader=loader,
         held_out=held_out(prepared.eval, task, config, prepared.facts, ranks, pad_id) if prepared.eval else None,
+        earlier={
+            name: held_out(each.eval, task, config, prepared.facts, ranks, pad_id)
+            for name, each in earlier.items()
+            if each.eval is not None
+        },
         checkpoints=checkpoints,
         tracker=tracker,
         stop=stop,
@@ -181,7 +197,7 @@ def _assemble(
 
 def _train(run: "Run", folder: RunFolder, tokenizer: Any, prepared: Any) -> None:
     """Trains, publishes the adapter, and tells the tracker how it ended."""
-    from distft import loop
+    from distft import forgetting, loop
     from distft.runtime.hang import watch
     from distft.samples import Samples
     from distft.tracking import Summary
@@ -210,10 +226,12 @@ def _train(run: "Run", folder: RunFolder, tokenizer: Any, prepared: Any) -> None
     replies = samples.after()
     if run.group.ranks.is_main:
         adapter = folder.publish_adapter(chosen, tokenizer)
+        forgotten = forgetting.report(folder.path)
         run.tracker.close(
             Summary(
                 "finished",
                 lines=[
+                    *forgotten,
                     ("adapter", f"{adapter} (step {run.progress.best_step if best else run.progress.step})"),
                     ("report", str(folder.path / "report.html")),
                 ],

@@ -1,7 +1,7 @@
 """What a run trained: the folder that holds it, and whether the model at hand is the one it was trained on."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,58 @@ def check_same_base(run: Path, identity: dict[str, Any]) -> None:
             f"{began['digest'][:12]}, got {identity['source']} with digest {identity['digest'][:12]}; "
             "put it back, or give its new place as model.source="
         )
+
+
+SHAPE = ("method", "targets", "modules_to_save", "dora")
+
+
+def check_members(run: Path, others: Iterable[Path], key: str, shape: Iterable[str] = SHAPE) -> Iterator[str]:
+    """What keeps the adapters of `others` from being put together with that of `run`. Imports no torch.
+
+    They must be on the same base, by its digest, be trained for the same task, and agree in `shape`, keys of `adapter`.
+    """
+    ours = yaml.safe_load((run / "config.yaml").read_text())
+    for other in others:
+        if not (other / "config.yaml").is_file() or not (other / "environment.json").is_file():
+            near = nearest(other.name, [path.parent.name for path in sorted(other.parent.glob("*/config.yaml"))])
+            hint = f"did you mean {other.parent / near}?" if near and near != other.name else "give a run's folder"
+            yield f"{key}: must be folders of runs that were begun, got {other}; {hint}"
+            continue
+        theirs = yaml.safe_load((other / "config.yaml").read_text())
+        base, theirs_base = (json.loads((each / "environment.json").read_text())["base"] for each in (run, other))
+        if base["digest"] != theirs_base["digest"]:
+            yield (
+                f"{key}: must be adapters on one base, got {theirs_base['source']} with digest "
+                f"{theirs_base['digest'][:12]} in {other}, and {base['source']} with {base['digest'][:12]} in {run}; "
+                "leave it out"
+            )
+        differing = [f"adapter.{name}" for name in shape if ours["adapter"].get(name) != theirs["adapter"].get(name)]
+        differing += ["task"] if ours.get("task") != theirs.get("task") else []
+        if differing:
+            yield (
+                f"{key}: must be adapters of one shape and task, got another {', '.join(differing)} in {other} than in "
+                f"{run}; leave it out"
+            )
+
+
+def adapter_of(run: Path) -> dict[str, Any]:
+    """The adapter's section in a run's config."""
+    section: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())["adapter"]
+    return section
+
+
+def require_same_facts(members: Iterable[Path], key: str) -> None:
+    """Raises ConfigError where weights were trained for other labels than the first ones."""
+    first, *others = members
+    for other in others:
+        if facts_beside(other) != facts_beside(first):
+            ours, theirs = facts_beside(first) or {}, facts_beside(other) or {}
+            keys = [name for name in {**ours, **theirs} if name != "counts" and ours.get(name) != theirs.get(name)]
+            if keys:
+                raise ConfigError(
+                    f"{key}: must be trained for the same {', '.join(keys)}, got {theirs.get(keys[0])} in {other} and "
+                    f"{ours.get(keys[0])} in {first}; leave it out"
+                )
 
 
 def find_weights(run: Path, wanted: str | None) -> Path:

@@ -25,16 +25,19 @@ ARROWS = {
     "engine": {"data", "model", "optim", "runtime", "task"},
     "status": {"runtime"},
     "owner": {"runtime"},
+    "fewshot": {"data", "engine", "export_formats", "model", "runtime", "task", "tracking", "trained"},
     "tracking": {"status"},
     "schedule": {"engine", "model"},
     "checkpoint": {"engine", "model", "runtime", "schedule"},
-    "loop": {"data", "schedule", "engine", "checkpoint", "tracking", "runtime", "optim", "evaluation"},
+    "forgetting": {"tracking"},
+    "loop": {"data", "schedule", "engine", "checkpoint", "tracking", "runtime", "optim", "evaluation", "forgetting"},
 }
 ONE_PLACE = {
     "deepspeed": "distft/engine/zero.py",
     "wandb": "distft/tracking/wandb.py",
     "submitit": "launch/cluster.py",
     "hydra": "distft/config/compose.py",
+    "lm_eval": "distft/fewshot/harness.py",
 }
 
 

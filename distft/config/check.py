@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from distft.config import check_adapter, check_task
+from distft.config import check_adapter, check_data, check_task
 from distft.config.keys import nearest, show
 from distft.config.schema import (
     Adafactor,
@@ -136,14 +136,6 @@ def _warmup(optim: AnyOptim, steps: int | None) -> Iterator[str]:
         )
 
 
-def _held_out(data: Data) -> Iterator[str]:
-    if data.eval is not None and data.eval_fraction:
-        yield (
-            f"data.eval_fraction: must be 0 where data.eval is set, got {data.eval_fraction:g}; "
-            "set data.eval_fraction=0 or data.eval=null"
-        )
-
-
 def _evaluation(evaluation: Evaluation, data: Data) -> Iterator[str]:
     missing = data.eval is None and not data.eval_fraction
     fix = "set data.eval or data.eval_fraction=0.1"
@@ -159,7 +151,7 @@ def _evaluation(evaluation: Evaluation, data: Data) -> Iterator[str]:
 
 
 def _sources(data: Data) -> Iterator[str]:
-    for key in ("train", "eval"):
+    for key in ("train", "eval", "replay"):
         given = getattr(data, key)
         if given is None:
             continue
@@ -203,7 +195,7 @@ def _model_is_there(model: Model) -> Iterator[str]:
 
 
 def _data_is_there(data: Data) -> Iterator[str]:
-    for key in ("train", "eval"):
+    for key in ("train", "eval", "replay"):
         given = getattr(data, key) or []
         for item in [given] if isinstance(given, str) else given:
             if _path(item).strip():
@@ -269,12 +261,19 @@ ANYWHERE: tuple[Check, ...] = (
     _optimizer,
     _optimizer_on_ranks,
     _warmup,
-    _held_out,
     _evaluation,
     _sources,
     _model,
     _run_root,
     *check_task.ANYWHERE,
+    *check_data.ANYWHERE,
 )
-ON_DISK: tuple[Check, ...] = (_model_is_there, _data_is_there, _resume_is_there, _packages, *check_task.HERE)
+ON_DISK: tuple[Check, ...] = (
+    _model_is_there,
+    _data_is_there,
+    _resume_is_there,
+    _packages,
+    *check_task.HERE,
+    *check_data.HERE,
+)
 HERE: tuple[Check, ...] = (*ON_DISK, _gpu)

@@ -31,7 +31,7 @@ Smoothed = CausalLm | Seq2Seq | SequenceClassification | TokenClassification | R
 
 def _formats(task: AnyTask, data: Data) -> Iterator[str]:
     given = {"data.format": data.format}
-    for key in ("train", "eval"):
+    for key in ("train", "eval", "replay"):
         sources = getattr(data, key)
         for i, source in enumerate(sources if isinstance(sources, list) else []):
             if isinstance(source, Source):

@@ -124,6 +124,10 @@ class Data(Section):
     """Held-out rows; null with `eval_fraction` 0: no evaluation."""
     eval_fraction: Fraction = 0.0
     """Share of `train` held out by a hash of each row's prompt: the same rows whatever the seed. Not beside `eval`."""
+    replay: str | list[str | Source] | None = None
+    """Older data that is mixed in, so that it is not forgotten. What `eval_fraction` holds out of it stays unseen."""
+    replay_share: Fraction = 0.1
+    """Of the rows of an epoch, those of `replay`: drawn by their hashes, or repeated where there are too few."""
     format: str | None = None
     """One of the task's formats; null: inferred from the columns."""
     chat_template: str | None = None
@@ -212,6 +216,8 @@ class Evaluation(Section):
     """Stop after this many evaluations without a better metric; `adapter/` is then the best, not the last."""
     metric: str = "loss"
     """What "best" means: the lowest held-out loss, or the best value of one of the task's metrics."""
+    earlier: dict[str, str] = {}
+    """Datasets learnt before, by name, measured whole at each evaluation: `forgetting.json` tells what is forgotten."""
     samples: NonNegativeInt = 0
     """Held-out prompts answered before and after training."""
     max_new_tokens: PositiveInt = 48

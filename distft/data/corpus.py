@@ -26,6 +26,8 @@ class Counts:
     truncated: int
     dropped: dict[str, int]
     """By reason."""
+    replayed: int = 0
+    """Of the rows that an epoch trains on, those of older data; a row that stands there twice counts twice."""
 
 
 @dataclass(frozen=True)

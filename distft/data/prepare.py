@@ -56,12 +56,14 @@ def prepare(data: schema.Data, reader: Reader, *, poll: Poll = lambda: None) -> 
     train, problems = source.resolve(data.train, "data.train", lambda file: _content_digest(file, cache))
     held_out, more = source.resolve(data.eval or [], "data.eval", lambda file: _content_digest(file, cache))
     problems += more if data.eval is not None else []
-    folder = cache / cache_key(data, reader, train, held_out)
+    replay, more = source.resolve(data.replay or [], "data.replay", lambda file: _content_digest(file, cache))
+    problems += more if data.replay is not None else []
+    folder = cache / cache_key(data, reader, train, held_out, replay)
     if problems or not folder.exists():
         try:
             with _locked(folder.with_suffix(".lock"), poll):
                 if problems or not folder.exists():
-                    _make(folder, data, reader, train, held_out, problems, poll)
+                    _make(folder, data, reader, [train, replay, held_out], problems, poll)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise _unwritable(data, error) from error
@@ -74,7 +76,15 @@ def prepare(data: schema.Data, reader: Reader, *, poll: Poll = lambda: None) -> 
     return Prepared(side, corpus.load_side(folder, "eval", layout), prompts, learnt["facts"], folder)
 
 
-def cache_key(data: schema.Data, reader: Reader, train: list[Resolved], held_out: list[Resolved]) -> str:
+def alone(data: schema.Data, path: str) -> schema.Data:
+    """The options of `data` for one dataset that is held out as a whole."""
+    changes = {"train": path, "eval": path, "eval_fraction": 0.0, "replay": None, "replay_share": 0.1}
+    return data.model_copy(update=changes)
+
+
+def cache_key(
+    data: schema.Data, reader: Reader, train: list[Resolved], held_out: list[Resolved], replay: list[Resolved]
+) -> str:
     """sha256 of all that the tokenised data depends on."""
     modules = source, table, document, tokenise, corpus, sides, type(reader)
     code = [__file__, *(inspect.getfile(module) for module in modules)]
@@ -86,6 +96,7 @@ def cache_key(data: schema.Data, reader: Reader, train: list[Resolved], held_out
         "options": {name: getattr(data, name) for name in OPTIONS},
         "train": [(each.digest, each.source.weight, each.source.format) for each in train],
         "eval": [(each.digest, each.source.format) for each in held_out],
+        "replay": [data.replay_share, *((each.digest, each.source.weight, each.source.format) for each in replay)],
     }
     return hashlib.sha256(json.dumps(ingredients, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
@@ -138,23 +149,25 @@ def _make(
     folder: Path,
     data: schema.Data,
     reader: Reader,
-    train: list[Resolved],
-    held_out: list[Resolved],
+    sources: list[list[Resolved]],
     problems: list[str],
     poll: Poll,
 ) -> None:
-    """Write the cache aside, then rename it: complete, or not there. The caller holds its lock."""
+    """Write the cache aside, then rename it: complete, or not there. The caller holds its lock.
+
+    `sources`: new data, older data that is replayed, held-out data.
+    """
     building = folder.with_suffix(".tmp")
     shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
     building.mkdir()
     try:
         scratch = building / "scratch"
-        parts, faults = source.open_parts(train, data.format, reader.formats, scratch)
-        eval_parts, more = source.open_parts(held_out, data.format, reader.formats, scratch)
-        if problems or faults or more:
-            raise ConfigError(problems + faults + more)
-        split = Split(len(parts), data.eval_fraction)
-        parts += eval_parts
+        opened = [source.open_parts(each, data.format, reader.formats, scratch) for each in sources]
+        if faults := problems + [fault for _, more in opened for fault in more]:
+            raise ConfigError(faults)
+        (new, _), (replayed, _), (eval_parts, _) = opened
+        split = Split(len(new) + len(replayed), data.eval_fraction, len(replayed))
+        parts = [*new, *replayed, *eval_parts]
         reader = reader.learn(_rows(parts, reader, split, poll))
         learnt = {"layout": vars(reader.layout), "facts": reader.facts}
         (building / "learnt.json").write_text(json.dumps(learnt, ensure_ascii=False, indent=1), encoding="utf-8")

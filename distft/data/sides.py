@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +37,13 @@ def write_sides(
     held_out = rows["part"] >= split.num_train_parts
     if data.eval_fraction:
         held_out = held_out | (rows["prompt"] < data.eval_fraction * 2.0**64)
+    replayed = (rows["part"] >= split.num_new) & (rows["part"] < split.num_train_parts)
     kept = rows["documents"] > 0
     first_document = np.cumsum(rows["documents"]) - rows["documents"]
     weights = np.array([part.weight for part in parts])
-    sides = {"train": ~held_out, "eval": held_out} if data.eval or data.eval_fraction else {"train": ~held_out}
+    sides = {"train": ~held_out}
+    if data.eval or data.eval_fraction:
+        sides["eval"] = held_out & ~replayed
     prompts: list[list[dict]] = []
     for name, side in sides.items():
         chosen = np.flatnonzero(side & kept)
@@ -54,6 +57,8 @@ def write_sides(
         )
         chosen = chosen[unique]
         copies = _copies(rows[chosen], weights) if name == "train" else np.ones(len(chosen), np.int64)
+        if name == "train" and split.num_replayed:
+            counts, copies = _mixed(rows[chosen], replayed[chosen], copies, counts, data)
         chosen_rows = np.repeat(chosen, copies)
         index = _ranges(first_document[chosen_rows], rows["documents"][chosen_rows])
         if not len(index):
@@ -83,6 +88,29 @@ def _copies(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     weight = weights[rows["part"]]
     share = rows["identity"][:, 1] / 2.0**64
     return (np.floor(weight) + (share < weight % 1)).astype(np.int64)
+
+
+def _mixed(
+    rows: np.ndarray, replayed: np.ndarray, copies: np.ndarray, counts: Counts, data: schema.Data
+) -> tuple[Counts, np.ndarray]:
+    """`copies` with those of older rows changed, so that their sum is the share of an epoch that was asked for.
+
+    Each is taken equally often; what is left over goes to the lowest hashes. Raises ConfigError where no row is left.
+    """
+    older = np.repeat(np.flatnonzero(replayed), copies[replayed])
+    new = int(copies[~replayed].sum())
+    wanted = max(1, round(new * data.replay_share / (1 - data.replay_share)))
+    if not len(older):
+        reasons = (
+            "; ".join(f"{number} rows: {reason}" for reason, number in counts.dropped.items()) or "all are held out"
+        )
+        raise ConfigError(f"data.replay: at least one row must be left to replay, got none ({reasons}); give more rows")
+    passes, rest = divmod(wanted, len(older))
+    taken = np.full(len(older), passes)
+    taken[np.argsort(rows["identity"][older, 0], kind="stable")[:rest]] += 1
+    mixed = np.where(replayed, 0, copies)
+    np.add.at(mixed, older, taken)
+    return replace(counts, replayed=wanted), mixed
 
 
 def _nothing_left(name: str, counts: Counts, data: schema.Data) -> str:

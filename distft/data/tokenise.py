@@ -61,6 +61,12 @@ class Split:
 
     num_train_parts: int
     fraction: float
+    num_replayed: int = 0
+    """Of the train parts the last: older data."""
+
+    @property
+    def num_new(self) -> int:
+        return self.num_train_parts - self.num_replayed
 
     def held_out(self, part: int, prompt: int) -> bool:
         return part >= self.num_train_parts or prompt < self.fraction * 2.0**64

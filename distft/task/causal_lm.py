@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from distft.config import schema
 from distft.data.corpus import Corpus
 from distft.data.loader import Batch
 from distft.data.template import Template
-from distft.loss import token_loss
+from distft.loss import token_loss, token_losses
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
 from distft.task.base import Prompts, Scores, TaskModule
@@ -57,7 +57,7 @@ class CausalLM(TaskModule):
         return list(self.base.get_output_embeddings().parameters())
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        head, scale, softcap = self._head()
+        head, scale, softcap = head_of(self.base)
         if type(head) is nn.Linear:
             return token_loss(
                 hidden, head.weight, targets, bias=head.bias, scale=scale, softcap=softcap, smoothing=self.smoothing
@@ -67,14 +67,8 @@ class CausalLM(TaskModule):
 
     def _pair_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """R-Drop's loss over the same tokens under two dropout masks, one after the other in `hidden`."""
-        logits = partial(_logits, *self._head())
+        logits = partial(_logits, *head_of(self.base))
         return _by_chunks(partial(_pair_loss, logits, self.regularisation), targets.chunk(2)[0], *hidden.chunk(2))
-
-    def _head(self) -> tuple[nn.Module, float, float | None]:
-        """The head, and what its logits are multiplied by and capped at."""
-        config = self.base.config
-        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        return self.base.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None)
 
     def reply(self, prompts: Prompts) -> list[list[int]]:
         causal, device = self.base, next(self.parameters()).device
@@ -130,3 +124,19 @@ def _pair_loss(
     losses = [F.cross_entropy(each, targets, reduction="sum", label_smoothing=smoothing) for each in (p, q)]
     divergence = F.kl_div(p, q, reduction="sum", log_target=True) + F.kl_div(q, p, reduction="sum", log_target=True)
     return (losses[0] + losses[1]) / 2 + settings.r_drop / 4 * divergence
+
+
+def losses_of_tokens(base: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each of `targets` [N], predicted from `hidden` [N, H]; float32 [N], without gradient."""
+    head, scale, softcap = head_of(base)
+    if type(head) is nn.Linear:
+        return token_losses(hidden, head.weight, targets, bias=head.bias, scale=scale, softcap=softcap)
+    parts = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
+    return torch.cat([F.cross_entropy(_logits(head, scale, softcap, h), t, reduction="none") for h, t in parts])
+
+
+def head_of(base: PreTrainedModel) -> tuple[nn.Module, float, float | None]:
+    """The head, and what its logits are multiplied by and capped at."""
+    config = base.config
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return base.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None)

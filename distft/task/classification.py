@@ -39,13 +39,13 @@ def scores(truth: np.ndarray, found: np.ndarray, labels: list[str]) -> Scores:
     table = per_class(truth, found, labels)
     matrix = confusion_matrix(truth, found, labels=every)
     files = {PER_CLASS: json.dumps(table, indent=2, ensure_ascii=False), PAGE: page(matrix, labels, table)}
-    return Scores(_numbers(truth, found), files)
+    return Scores(numbers(truth, found), files)
 
 
 def multi_label_scores(truth: np.ndarray, found: np.ndarray, labels: list[str]) -> Scores:
     """Of several classes a row: bool [N, classes]. `accuracy` counts rows with every class right."""
     table = per_class(truth, found, labels)
-    return Scores(_numbers(truth, found), {PER_CLASS: json.dumps(table, indent=2, ensure_ascii=False)})
+    return Scores(numbers(truth, found), {PER_CLASS: json.dumps(table, indent=2, ensure_ascii=False)})
 
 
 def regression_scores(truth: np.ndarray, found: np.ndarray) -> Scores:
@@ -76,13 +76,15 @@ def per_class(truth: np.ndarray, found: np.ndarray, labels: list[str]) -> dict[s
     }
 
 
-def _numbers(truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
+def numbers(truth: np.ndarray, found: np.ndarray) -> dict[str, float]:
+    """A row whose `found` is -1 has no class: it is wrong."""
     from sklearn.metrics import accuracy_score, f1_score
 
+    classes = np.setdiff1d(np.union1d(truth, found), [-1]) if truth.ndim == 1 else None
     return {
         "accuracy": float(accuracy_score(truth, found)),
-        "macro_f1": float(f1_score(truth, found, average="macro", zero_division=0)),
-        "micro_f1": float(f1_score(truth, found, average="micro", zero_division=0)),
+        "macro_f1": float(f1_score(truth, found, labels=classes, average="macro", zero_division=0)),
+        "micro_f1": float(f1_score(truth, found, labels=classes, average="micro", zero_division=0)),
     }
 
 

@@ -5,6 +5,7 @@ import importlib
 import io
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,11 @@ RUNS: dict[str, list[str]] = {
     "loftq": ["adapter=loftq", "model.quantization=nf4"],
     "head": ["adapter.modules_to_save=[lm_head]"],
     "full": ["adapter=full", "optim.lr=0.002"],
+    "again": ["seed=1"],
+    "wide": ["seed=2", "adapter.r=24", "adapter.alpha=12"],
+    "again_head": ["seed=1", "adapter.modules_to_save=[lm_head]"],
+    "often": ["checkpoint.every=1", "checkpoint.keep=3"],
+    "often_full": ["adapter=full", "optim.lr=0.002", "checkpoint.every=1", "checkpoint.keep=3"],
 }
 """What each trained run adds to that."""
 
@@ -169,7 +175,12 @@ def loss_of_folder(run: Path, folder: Path, base: Path | None = None, nf4: bool 
         _round_to_nf4(model)
     if base is not None:
         model = PeftModel.from_pretrained(model, folder)
-    model.eval()
+    return _loss(model.eval(), run)
+
+
+def _loss(model: Any, run: Path) -> float:
+    import torch
+
     total, count = 0.0, 0
     with torch.no_grad():
         for ids, targets in _held_out(run):
@@ -178,6 +189,99 @@ def loss_of_folder(run: Path, folder: Path, base: Path | None = None, nf4: bool 
             total += torch.nn.functional.cross_entropy(logits, goal, ignore_index=-100, reduction="sum").item()
             count += int((goal != -100).sum())
     return total / count
+
+
+def loss_of_combined(
+    run: Path, base: Path, adapters: list[Path], method: str, weights: list[float], options: dict[str, Any], seed: int
+) -> float:
+    """The run's held-out loss under adapters that PEFT combined on the whole base."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, adapters[0], adapter_name="0")
+    for number, adapter in enumerate(adapters[1:], start=1):
+        model.load_adapter(adapter, adapter_name=str(number))
+    torch.manual_seed(seed)
+    names = [str(number) for number in range(len(adapters))]
+    model.add_weighted_adapter(names, weights, "merged", combination_type=method, **options)
+    model.set_adapter("merged")
+    return _loss(model.eval(), run)
+
+
+def chances_of_folder(base: Path, adapter: Path | None, texts: list[str], answers: list[str]) -> list[list[float]]:
+    """How likely each answer is among them after each text, text by text, by transformers and PEFT alone."""
+    import torch
+
+    model, tokenizer = _adapted(base, adapter)
+    chances = []
+    for text in texts:
+        before = len(tokenizer(text).input_ids)
+        row = []
+        for answer in answers:
+            ids = tokenizer(text + answer, return_tensors="pt").input_ids
+            with torch.no_grad():
+                said = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+            row.append(said.gather(1, ids[0, 1:, None])[before - 1 :].sum())
+        chances.append(torch.stack(row).softmax(0).tolist())
+    return chances
+
+
+def class_chances_of_folder(base: Path, adapter: Path, texts: list[str]) -> tuple[list[str], list[list[float]]]:
+    """The labels, and each one's probability for each text."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    labels = json.loads((adapter / "task.json").read_text())["labels"]
+    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(labels), dtype=torch.float32)
+    model, tokenizer = PeftModel.from_pretrained(plain, adapter).eval(), AutoTokenizer.from_pretrained(base)
+    with torch.no_grad():
+        rows = [tokenizer(text, return_tensors="pt").input_ids for text in texts]
+        return labels, [model(input_ids=ids).logits[0].softmax(-1).tolist() for ids in rows]
+
+
+def replies_of_folder(base: Path, adapter: Path, texts: list[str], count: int) -> list[str]:
+    """What follows each text, greedily."""
+    model, tokenizer = _adapted(base, adapter)
+    replies = []
+    for text in texts:
+        inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
+        out = model.generate(**inputs, max_new_tokens=count, do_sample=False)[0]
+        replies.append(tokenizer.decode(out[inputs.input_ids.shape[1] :], skip_special_tokens=True))
+    return replies
+
+
+def command_with_path(folder: Path, program: str, argv: list[str]) -> Done:
+    """`command` with a folder of packages in front of those that are installed."""
+    sys.path.insert(0, str(folder))
+    try:
+        return command(program, argv)
+    finally:
+        sys.path.remove(str(folder))
+        for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
+            del sys.modules[name]
+
+
+def loss_of_text(base: Path, adapter: Path | None, text: str) -> float:
+    import torch
+
+    model, tokenizer = _adapted(base, adapter)
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        return model(input_ids=ids, labels=ids).loss.item()
+
+
+def _adapted(base: Path, adapter: Path | None) -> tuple[Any, Any]:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, adapter)
+    return model.eval(), AutoTokenizer.from_pretrained(base)
 
 
 def reply_of_folder(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""PYTHONPATH=tests/engine:tests/methods python -m tests.methods.table: writes docs/methods.md, the matrix that the tests of methods run."""
+"""Writes docs/methods.md, the matrix that the tests of methods run (the page itself says how)."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ PLACE = Path(__file__).parents[2] / "docs" / "methods.md"
 HEAD = """\
 # Methods
 
-Made by `PYTHONPATH=tests/engine:tests/methods python -m tests.methods.table`, and compared with it by a test. Every tick
-is a run of two
-steps in `tests/methods`: what should train gets a gradient and moves, nothing else moves, gradients on two ranks are
+Made by `PYTHONPATH=tests/engine:tests/methods python -m tests.methods.table`, and compared with it by a test.
+Every tick is a run of two steps in `tests/methods`: what should train gets a gradient and moves, nothing else moves,
+gradients on two ranks are
 those of one, and a saved run goes on as if it had not stopped (on two ranks: the NF4 ones). `-`: the config refuses it;
 the reason stands below.
 
