@@ -1,5 +1,6 @@
 """The methods of the matrix: the shipped option files, made small enough for a tiny model, and the rest of PEFT's."""
 
+from functools import cache
 from typing import Any
 
 import yaml
@@ -87,10 +88,13 @@ def refusals(config: schema.Config) -> list[str]:
     """What the config's checks have against a run, or the model that it names."""
     sections = {name: getattr(config, name) for name in schema.Config.model_fields}
     found = checks.check(sections, world_size=1 if config.engine.name == "single" else 2, here=False)
-    return found or _misfit(config)
+    return found or _misfits(config.model_copy(update={"engine": schema.Auto(name="auto")}).model_dump_json())
 
 
-def _misfit(config: schema.Config) -> list[str]:
+@cache
+def _misfits(as_json: str) -> list[str]:
+    """What attaching the method to the model has against it."""
+    config = schema.Config.model_validate_json(as_json)
     architecture = tasks.build(config.task).architecture(FAMILIES[config.task.name].facts)
     model = architecture.skeleton(read_hf_config(config.model), "sdpa")
     heads = architecture.new_modules(model)

@@ -1,4 +1,4 @@
-"""Writes docs/methods.md, the matrix that the tests of methods run (the page itself says how)."""
+"""PYTHONPATH=tests/engine:tests/methods python -m tests.methods.table: writes docs/methods.md, what the tests run."""
 
 from pathlib import Path
 
@@ -13,11 +13,10 @@ PLACE = Path(__file__).parents[2] / "docs" / "methods.md"
 HEAD = """\
 # Methods
 
-Made by `PYTHONPATH=tests/engine:tests/methods python -m tests.methods.table`, and compared with it by a test.
+Made by `PYTHONPATH=tests/engine:tests/methods python -m tests.methods.table`; a test compares it with what that writes.
 Every tick is a run of two steps in `tests/methods`: what should train gets a gradient and moves, nothing else moves,
-gradients on two ranks are
-those of one, and a saved run goes on as if it had not stopped (on two ranks: the NF4 ones). `-`: the config refuses it;
-the reason stands below.
+gradients on two ranks are those of one, and a saved run goes on as if it had not stopped (on two ranks: the NF4 ones).
+`-`: the config or the model refuses it; the reason stands below.
 
 {tables}## Refused
 
