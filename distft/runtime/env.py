@@ -34,9 +34,9 @@ class Ranks:
     master_addr: str = "127.0.0.1"
     master_port: int = 0
     """Where torchrun lets the ranks meet; other launchers' ranks agree on a port themselves, by `meeting`."""
+    launcher: str = "none"
     meeting: str = ""
     """What all ranks of one start have in common, and no other start has."""
-    launcher: str = "none"
     job: Job | None = None
     node: str = field(default_factory=socket.gethostname)
 
