@@ -103,16 +103,18 @@ class RunFolder:
             status.end(self.path, "finished")
         except BaseException as error:
             told = str(error).partition("\n")[0] or type(error).__name__
-            if isinstance(error, ConfigError) and ranks.job is None:
-                before.write(self.path)  # a command that was refused says nothing of the run
-            else:
-                status.end(self.path, "stopped" if isinstance(error, Stopped) else "failed", told)
+            with contextlib.suppress(OSError):  # a full disk: the error itself says so
+                if isinstance(error, ConfigError) and ranks.job is None:
+                    before.write(self.path)  # a command that was refused says nothing of the run
+                else:
+                    status.end(self.path, "stopped" if isinstance(error, Stopped) else "failed", told)
             if isinstance(error, ConfigError):
                 self._abandon()
             raise
         finally:
             if self.path.exists():
-                self._owner.release()
+                with contextlib.suppress(OSError):  # then its process tells that it is gone
+                    self._owner.release()
 
     def is_mine(self) -> bool:
         """Whether this process still owns the folder it claimed."""
