@@ -11,7 +11,6 @@ from typing import Any
 import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
-from distft.config.check import gpu_is_likely
 from distft.config.schema import Local, Slurm
 
 EXPORTED = re.compile(
@@ -21,9 +20,14 @@ EXPORTED = re.compile(
 )
 """The variables that a Slurm job gets. Tokens and keys are none of them: jobs read those from their files in $HOME."""
 
+VISIBLE = "DISTFT_VISIBLE_DEVICES"
+"""What CUDA_VISIBLE_DEVICES was where a local job was submitted."""
+
 
 def submit(cluster: Local | Slurm, name: str, folder: Path, jobs: Sequence[Any]) -> list[tuple[str, Path]]:
     """Submits callables, several as one array; returns each one's job id and log. Scripts and logs go to `folder`."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        os.environ[VISIBLE] = os.environ["CUDA_VISIBLE_DEVICES"]
     kind = {"slurm_python": python(cluster)} if isinstance(cluster, Slurm) else {}
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster.name, **kind)
     executor.update_parameters(name=name, **parameters(cluster, folder))
@@ -44,11 +48,7 @@ def script(cluster: Slurm, name: str, folder: Path, num_jobs: int) -> str:
 def parameters(cluster: Local | Slurm, folder: Path) -> dict[str, Any]:
     """submitit's parameters: its shared ones, and Slurm's own with their prefix."""
     if isinstance(cluster, Local):
-        # submitit hides GPUs that it is not told of.
-        gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(cluster.tasks)))
-        visible = [int(gpu) for gpu in gpus.split(",") if gpu.isdigit()] if gpu_is_likely() else []
-        shared = {"nodes": 1, "tasks_per_node": cluster.tasks, "timeout_min": 7 * 24 * 60}
-        return shared | {"gpus_per_node": len(visible), "local_visible_gpus": visible}
+        return {"nodes": 1, "tasks_per_node": cluster.tasks, "timeout_min": 7 * 24 * 60}
     exported = ",".join(sorted(name for name in os.environ if EXPORTED.match(name)))
     return {
         "nodes": cluster.nodes,
@@ -99,6 +99,9 @@ def python(cluster: Slurm) -> str:
 
 
 def local_task() -> tuple[str, int, int]:
-    """Job id, global rank and world size of a task of submitit's local executor."""
+    """Job id, global rank and world size of a task of submitit's local executor, which hides all GPUs: they are shown."""
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if VISIBLE in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE]
     environment = submitit.JobEnvironment()
     return environment.job_id, environment.global_rank, environment.num_tasks

@@ -96,6 +96,14 @@ def _method(task: AnyTask, adapter: AnyAdapter) -> Iterator[str]:
         )
 
 
+def _bottleneck(task: AnyTask, adapter: AnyAdapter, model: Model) -> Iterator[str]:
+    if adapter.method == "bottleneck" and model.quantization != "none" and not isinstance(task, CausalLm):
+        yield (
+            f"model.quantization: must be none with adapter=bottleneck on task={task.name}, whose encoders have their "
+            f"sublayers as linear layers, which {model.quantization} stores in another form; use adapter=lora"
+        )
+
+
 def _regularisation(task: AnyTask, regularisation: Regularisation) -> Iterator[str]:
     if regularisation.label_smoothing and not isinstance(task, Smoothed):
         yield (
@@ -125,5 +133,5 @@ def _packages(task: AnyTask) -> Iterator[str]:
         )
 
 
-ANYWHERE = (_formats, _metric, _samples, _attention, _method, _regularisation)
+ANYWHERE = (_formats, _metric, _samples, _attention, _method, _bottleneck, _regularisation)
 HERE = (_packages,)

@@ -40,6 +40,13 @@ class Tree:
     """Of a question."""
     documents: tuple[int, ...]
     """The questions' numbers."""
+    seed: int = 0
+    """As every batch has one; nothing is drawn in an evaluation."""
+
+    @property
+    def document_ends(self) -> Tensor:
+        """int32 [2]: all is one document; `visible` says what of it sees what."""
+        return torch.tensor([0, len(self.nodes)], dtype=torch.int32, device=self.nodes.device)
 
     def to(self, device: torch.device | str) -> "Tree":
         moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}

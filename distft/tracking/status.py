@@ -1,5 +1,6 @@
 """status.json as an observer of the run's rows."""
 
+import contextlib
 import time
 from collections import deque
 
@@ -12,7 +13,7 @@ SECONDS = 2.0
 
 
 class StatusFile:
-    """Keeps `<run>/status.json` up to date; raises nothing that a mirror would not."""
+    """Keeps `<run>/status.json` up to date."""
 
     def start(self, info: RunInfo) -> None:
         self._run_dir, self._num_steps = info.run_dir, info.num_steps
@@ -42,4 +43,5 @@ class StatusFile:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        self._status.write(self._run_dir)
+        with contextlib.suppress(OSError):  # a disk that is full now may not be at the next write
+            self._status.write(self._run_dir)

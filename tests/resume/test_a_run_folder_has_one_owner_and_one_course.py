@@ -13,7 +13,7 @@ from tests.resume.tiny_run import write_dialogues
 
 
 def test_a_second_process_is_refused_and_the_owner_s_death_frees_the_folder(commands, tiny, tmp_path):
-    words = tiny(tmp_path, "steps=5000", "optim.schedule=constant")
+    words = tiny(tmp_path, "steps=5000", "optim.schedule=constant", "checkpoint.keep=9999")
     owner = commands.start(*words)
     owner.wait_for(tmp_path / "run" / "metrics.jsonl", '"step": 3, "split": "train"')
     before = (tmp_path / "run" / "config.yaml").stat().st_mtime_ns
@@ -24,6 +24,7 @@ def test_a_second_process_is_refused_and_the_owner_s_death_frees_the_folder(comm
     assert told in second.output
     assert (tmp_path / "run" / "config.yaml").stat().st_mtime_ns == before
 
+    owner.wait_for(tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json", "state.json")
     owner.signal(0, signal.SIGKILL)
     assert owner.end().codes == [-9]
     done = max(runs.steps(tmp_path / "run"))

@@ -107,9 +107,16 @@ def initialise(model: PeftModel, unit: list[nn.Module], config: schema.Lora | sc
             parent, _, name = path.rpartition(".")
             torch.manual_seed(derive_seed(seed, "adapter", path))
             # On a layer that has the adapter already this builds and starts its parameters again.
-            model.base_model._create_and_replace(
-                settings, ADAPTER, layer, name, base.get_submodule(parent), current_key=path
-            )
+            if isinstance(
+                config, schema.Lora
+            ):  # PEFT's own way knows no layer of fused experts that is wrapped already
+                layer.update_layer(
+                    ADAPTER, layer.r[ADAPTER], lora_alpha=layer.lora_alpha[ADAPTER], config=settings, target_name=path
+                )
+            else:
+                model.base_model._create_and_replace(
+                    settings, ADAPTER, layer, name, base.get_submodule(parent), current_key=path
+                )
             if isinstance(config, schema.Lora) and config.init == "loftq":
                 _start_loftq(layer)
         elif isinstance(layer, ModulesToSaveWrapper):
