@@ -99,7 +99,7 @@ def python(cluster: Slurm) -> str:
 
 
 def local_task() -> tuple[str, int, int]:
-    """Job id, global rank and world size of a task of submitit's local executor, which hides all GPUs: they are shown."""
+    """Job id, global rank and world size of a task of submitit's local executor. That hides all GPUs: shows them."""
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     if VISIBLE in os.environ:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ[VISIBLE]

@@ -112,10 +112,12 @@ def no_space(global_rank: int) -> None:
     """The first file that the run folder gets finds no room."""
     import os
 
-    def pwrite(*_: object) -> int:
+    from distft.owner import Owner
+
+    def write(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    os.pwrite = pwrite
+    Owner._write = write
 
 
 def test_data_without_a_reply_is_refused(commands, tiny, tmp_path):

@@ -118,6 +118,14 @@ def _optimizer(optim: AnyOptim, engine: AnyEngine) -> Iterator[str]:
         )
 
 
+def _decay(optim: Optim, engine: Engine) -> Iterator[str]:
+    if optim.weight_decay_on != "all" and isinstance(engine, Zero2 | Zero3):
+        yield (
+            f"optim.weight_decay_on: must be all with engine={engine.name}, where two groups of weights did not do what "
+            f"they do on one process, got {optim.weight_decay_on}; use engine=fsdp, or optim.weight_decay_on=all"
+        )
+
+
 def _optimizer_on_ranks(optim: AnyOptim, engine: AnyEngine, world_size: int) -> Iterator[str]:
     if isinstance(optim, Adafactor | AdamW8bit) and isinstance(engine, Auto) and world_size > 1:
         yield (
@@ -259,6 +267,7 @@ ANYWHERE: tuple[Check, ...] = (
     _ranks_of_engine,
     *check_adapter.CHECKS,
     _optimizer,
+    _decay,
     _optimizer_on_ranks,
     _warmup,
     _evaluation,

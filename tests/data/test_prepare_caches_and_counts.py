@@ -174,6 +174,7 @@ def test_every_row_is_counted(section, smollm2, jsonl):
     cut = prepare(section(jsonl(*rows), deduplicate=True, max_length=200), smollm2).train
     assert vars(cut.counts) == {
         "rows": 6,
+        "replayed": 0,
         "duplicates": 1,
         "truncated": 1,
         "dropped": {"no supervised token": 1, "no supervised token in the first 200": 1},
