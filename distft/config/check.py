@@ -118,11 +118,11 @@ def _optimizer(optim: AnyOptim, engine: AnyEngine) -> Iterator[str]:
         )
 
 
-def _decay(optim: Optim, engine: Engine) -> Iterator[str]:
+def _decay(optim: AnyOptim, engine: AnyEngine) -> Iterator[str]:
     if optim.weight_decay_on != "all" and isinstance(engine, Zero2 | Zero3):
         yield (
-            f"optim.weight_decay_on: must be all with engine={engine.name}, where two groups of weights did not do what "
-            f"they do on one process, got {optim.weight_decay_on}; use engine=fsdp, or optim.weight_decay_on=all"
+            f"optim.weight_decay_on: must be all with engine={engine.name}, where two groups of weights do other than "
+            f"on one process, got {optim.weight_decay_on}; use engine=fsdp, or optim.weight_decay_on=all"
         )
 
 
