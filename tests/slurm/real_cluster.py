@@ -107,4 +107,4 @@ def story(run_dir: Path) -> str:
     record = Record.read(run_dir)
     folders = [Path(record.log).parent] if record else [run_dir.parent]
     logs = [file for folder in folders for file in sorted([*folder.glob("*.out"), *folder.glob("*.log")])]
-    return "\n".join(f"--- {file}\n{file.read_text(errors='replace')[-1500:]}" for file in logs)
+    return "\n".join(f"--- {file}\n{file.read_text(errors='replace')[-6000:]}" for file in logs)
