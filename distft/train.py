@@ -79,6 +79,7 @@ def _assemble(
     from distft.loop import Progress, Run
     from distft.model import load as model
     from distft.plan_lines import describe_run
+    from distft.rehearsal import rehearse
     from distft.tracking import RunInfo
     from distft.tracking import build as build_tracker
 
@@ -95,6 +96,8 @@ def _assemble(
     module = task.module(loaded, prepared.facts)
     weights, describe = module.weights_file, module.describe(config.model)
     engine.start(module)
+    sides = {"train": prepared.train, "eval": prepared.eval}
+    rehearse(module, engine, sides, prepared.folder, config, group, pad_id, stop)
 
     ranks = group.ranks
     loader = Loader(

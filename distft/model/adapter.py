@@ -24,7 +24,7 @@ ADAPTER = "default"
 LOFTQ_ROUNDS = 5  # alternations of quantising and fitting, LoftQ (arXiv:2310.08659) section 3
 
 
-def changes_base(config: Lora | Full) -> bool:
+def changes_base(config: Lora | Full | None) -> bool:
     """Whether starting the adapter takes a part of the base's weights away: before they are quantised, in float32."""
     return isinstance(config, Lora) and config.init in ("pissa", "olora", "loftq")
 
@@ -47,14 +47,17 @@ def peft_config(config: Lora, heads: Sequence[str], task: TaskType) -> PeftConfi
 
 
 def attach(
-    model: PreTrainedModel, config: Lora | Full, heads: Sequence[str] = (), task: TaskType = TaskType.CAUSAL_LM
+    model: PreTrainedModel,
+    config: Lora | Full | None,
+    heads: Sequence[str] = (),
+    task: TaskType = TaskType.CAUSAL_LM,
 ) -> PreTrainedModel | PeftModel:
     """`model` (on meta) with what trains marked by `requires_grad`: the adapter, and the new modules `heads` in full.
 
-    Raises ConfigError where `adapter.targets` names no module.
+    Without a `config` nothing trains. Raises ConfigError where `adapter.targets` names no module.
     """
     model.requires_grad_(isinstance(config, Full))
-    if isinstance(config, Full):
+    if config is None or isinstance(config, Full):
         return model
     wanted = peft_config(config, heads, task)
     final = wanted.init_lora_weights
@@ -71,12 +74,12 @@ def attach(
     return attached
 
 
-def initialise(model: nn.Module, unit: list[nn.Module], config: Lora | Full, seed: int) -> None:
+def initialise(model: nn.Module, unit: list[nn.Module], config: Lora | Full | None, seed: int) -> None:
     """Starting values for the adapters among the modules `unit` of `model`, whose base weights are real by now.
 
     They depend on (seed, layer name) alone, so every engine and world size starts alike.
     """
-    if isinstance(config, Full):
+    if config is None or isinstance(config, Full):
         return
     assert isinstance(model, PeftModel)
     settings = model.peft_config[ADAPTER]
