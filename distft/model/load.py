@@ -37,7 +37,7 @@ class Loaded:
     trainable: str
     """What trains, in a sentence: count, share, dtype, names."""
     identity: dict[str, Any]
-    """Which base this is: source, revision and a digest of the files' names, sizes and headers."""
+    """Which base this is: source, revision and a digest of the files' names, sizes and headers; and which teacher."""
     teacher: "Loaded | None" = None
     """The architecture's second model."""
 
@@ -129,10 +129,11 @@ def load(
     for module in model.modules():
         for key, buffer in module.named_buffers(recurse=False):
             setattr(module, key, buffer.to(device))
-    teacher = None
+    identity, teacher = _identity(config, skeleton, files), None
     if architecture.teacher is not None:
         teacher = load(architecture.teacher, None, seed=seed, device=device, shard=shard)
-    return Loaded(model, compute, trainable, _identity(config, skeleton, files), teacher)
+        identity["teacher"] = teacher.identity
+    return Loaded(model, compute, trainable, identity, teacher)
 
 
 def _units(skeleton: PreTrainedModel) -> Iterator[tuple[str, list[nn.Module]]]:

@@ -1,12 +1,14 @@
 """What a student learns of a teacher is the formula on both models' full logits, and no more memory than a chunk."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import small
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distft.config import schema
@@ -201,11 +203,16 @@ def test_a_teacher_that_is_remembered_teaches_the_same(commands, words_folder, m
     assert numbers_of(tmp_path / "kept" / "again") == numbers_of(tmp_path / "kept" / "run")
 
 
-def test_a_run_ends_with_an_adapter_of_the_student_alone(commands, words_folder, models, tmp_path):
-    ended = commands.run(*run_words(words_folder, tmp_path, models[1], "steps=3"))
+def test_a_run_saves_the_student_alone_and_goes_on_with_the_same_teacher_only(commands, words_folder, models, tmp_path):
+    teacher = shutil.copytree(models[1], tmp_path / "teacher")
+    words = run_words(words_folder, tmp_path, teacher, "optim.schedule=constant")
+    ended = commands.run(*words, "steps=3")
     assert ended.code == 0, ended.output
     last = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()][-1]
     assert last["loss"] == pytest.approx(0.5 * last["kl"] + 0.5 * last["cross_entropy"], rel=1e-4)
-    assert not [
-        file for file in (tmp_path / "run" / "adapter").iterdir() if "teacher" in file.read_text(errors="ignore")
-    ]
+    names = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert len(names) == 2 * 7 * 2 and not any("teacher" in name for name in names)
+    torch.manual_seed(7)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(teacher)).save_pretrained(teacher)
+    refused = commands.run(*words, "steps=4")
+    assert refused.code == 2 and "content must stay what the run began with" in refused.output
