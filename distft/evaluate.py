@@ -160,7 +160,9 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
     from distft.evaluation import write_files
     from distft.model import load as model
     from distft.model.tokenizer import load_tokenizer
+    from distft.rehearsal import rehearse
     from distft.runtime.group import Group
+    from distft.runtime.stop import StopFlag
     from distft.samples import Samples
     from distft.task import base as tasks
 
@@ -187,6 +189,8 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
     module = task.module(loaded, held_out.facts)
     trained = open_weights(weights, module.weights_file, module.trainable(), module.beside().names)
     engine.start(module)
+    sides = {"eval": held_out.eval}
+    rehearse(module, engine, sides, held_out.folder, config, group, tokenizer.pad_token_id, StopFlag())
     rows = hold_out(held_out.eval, task, config, held_out.facts, ranks, tokenizer.pad_token_id)
     samples = Samples(engine, held_out.prompts, tokenizer, config.evaluation, run, group)
 

@@ -1,7 +1,7 @@
 """The two forms of an export, made from the trained model and read back from disk."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ def tokenizer_of(run: Path, config: schema.Config) -> PreTrainedTokenizerFast:
 def load_trained(run: Path, config: schema.Config, weights: Path) -> Trained:
     """The model as it was trained, computing in float32: NF4 codes and all. Raises ConfigError."""
     task, facts = tasks.build(config.task), facts_beside(weights) or {}
-    architecture = task.architecture(facts)
+    architecture = replace(task.architecture(facts), teacher=None)
     if architecture.finish is not None:
         raise ConfigError(
             f"task: must be one whose model a class of transformers loads, got {config.task.name} with its own head; "

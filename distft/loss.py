@@ -28,16 +28,18 @@ def token_loss(
     softcap: float | None = None,
     scale: float = 1.0,
     smoothing: float = 0.0,
+    factors: Tensor | None = None,
 ) -> Tensor:
     """Sum of the cross-entropies of `targets` under `softcap * tanh(scale * (hidden @ weight.T + bias) / softcap)`.
 
-    `smoothing` e takes 1 - e of each from the target and e from all of the vocabulary alike (arXiv:1512.00567).
+    `smoothing` e takes 1 - e of each from the target and e from all of the vocabulary alike (arXiv:1512.00567);
+    `factors` [N]: what each cross-entropy counts in the sum, constants.
 
     `hidden` [N, H]; `weight` [V, H] and `bias` [V], in any dtype; `targets` [N], -100 where ignored. Returns a 0-dim
     float32 (float64 for float64 hidden states). Matmuls run in the dtype of `hidden`, log-sum-exps in float32. A frozen
     weight gets no gradient and costs two matmuls; one that trains costs four, as its logits are computed twice.
     """
-    return _TokenLoss.apply(hidden, weight, bias, targets, softcap, scale, smoothing, torch.is_grad_enabled())
+    return _TokenLoss.apply(hidden, weight, bias, targets, softcap, scale, smoothing, factors, torch.is_grad_enabled())
 
 
 @torch.no_grad()
@@ -50,15 +52,28 @@ def token_losses(
     softcap: float | None = None,
     scale: float = 1.0,
 ) -> Tensor:
-    """Each row's cross-entropy, float32 [N] (float64 for float64 hidden states): `token_loss` before its sum.
+    """The cross-entropies that `token_loss` sums, one a row [N], 0 where ignored. Without gradients, for one matmul.
 
-    Every row has a target. No gradient.
+    The gradient of any function of them is that of `token_loss` whose `factors` are the function's derivatives.
     """
+    kept, labels = _supervised(targets, len(weight))
     head = _Head(weight, bias, softcap, scale, 0.0, _matmul_dtype(hidden))
+    losses = hidden.new_zeros(len(hidden), dtype=head.sum_dtype)
     with torch.autocast(hidden.device.type, enabled=False):
-        parts = zip(hidden.split(TILE_ROWS), targets.split(TILE_ROWS), strict=True)
-        found = [_losses(rows.to(head.dtype), labels, head, with_grad=False) for rows, labels in parts]
-    return torch.cat([each.losses for each in found])[:, 0]
+        for start in range(0, len(kept), TILE_ROWS):
+            part = slice(start, start + TILE_ROWS)
+            rows = hidden.index_select(0, kept[part]).to(head.dtype)
+            losses[kept[part]] = _losses(rows, labels[part], head, with_grad=False).losses.squeeze(1)
+    return losses
+
+
+def _supervised(targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Numbers and targets of the rows that are not ignored."""
+    kept = (targets != IGNORED).nonzero().squeeze(1)
+    labels = targets.index_select(0, kept)
+    if len(labels) and (labels.min() < 0 or labels.max() >= vocabulary):
+        raise IndexError(f"targets must be -100 or in [0, {vocabulary}), got {labels.min()} to {labels.max()}")
+    return kept, labels
 
 
 class _TokenLoss(torch.autograd.Function):
@@ -72,17 +87,16 @@ class _TokenLoss(torch.autograd.Function):
         softcap: float | None,
         scale: float,
         smoothing: float,
+        factors: Tensor | None,
         with_grad: bool,
     ) -> Tensor:
-        kept = (targets != IGNORED).nonzero().squeeze(1)
-        labels = targets.index_select(0, kept)
-        if len(labels) and (labels.min() < 0 or labels.max() >= len(weight)):
-            raise IndexError(f"targets must be -100 or in [0, {len(weight)}), got {labels.min()} to {labels.max()}")
+        kept, labels = _supervised(targets, len(weight))
         wants_hidden, wants_weight, wants_bias = (with_grad and wanted for wanted in ctx.needs_input_grad[:3])
         head = _Head(weight, bias, softcap, scale, smoothing, _matmul_dtype(hidden))
         grad_hidden = hidden.new_zeros(len(kept), hidden.shape[1]) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         grad_bias = torch.zeros_like(bias) if wants_bias and bias is not None else None
+        by_row = None if factors is None else factors.index_select(0, kept).to(head.sum_dtype).unsqueeze(1)
         two_passes = wants_weight or wants_bias  # these gradients need the log-sum-exp over the whole vocabulary
         loss = hidden.new_zeros((), dtype=head.sum_dtype)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -90,10 +104,13 @@ class _TokenLoss(torch.autograd.Function):
                 part = slice(start, start + TILE_ROWS)
                 rows, row_labels = hidden.index_select(0, kept[part]).to(head.dtype), labels[part]
                 found = _losses(rows, row_labels, head, with_grad=wants_hidden and not two_passes)
-                loss += found.losses.sum()
+                share = None if by_row is None else by_row[part]
+                loss += found.losses.sum() if share is None else (found.losses * share).sum()
                 grad = found.grad
                 if two_passes:
-                    grad = _gradients(rows, row_labels, found, head, grad_weight, grad_bias)
+                    grad = _gradients(rows, row_labels, found, head, share, grad_weight, grad_bias)
+                elif grad is not None and share is not None:
+                    grad.mul_(share)
                 if grad_hidden is not None and grad is not None:
                     grad_hidden[part] = grad
         ctx.save_for_backward(kept, grad_hidden, grad_weight, grad_bias)
@@ -111,7 +128,7 @@ class _TokenLoss(torch.autograd.Function):
         if grad_hidden is not None and len(kept) != ctx.num_rows:
             full = grad_hidden.new_zeros(ctx.num_rows, grad_hidden.shape[1])
             grad_hidden = full.index_copy_(0, kept, grad_hidden)
-        return grad_hidden, *others, None, None, None, None, None
+        return grad_hidden, *others, None, None, None, None, None, None
 
 
 @functools.cache
@@ -246,10 +263,14 @@ def _gradients(
     labels: Tensor,
     found: _Found,
     head: _Head,
+    factors: Tensor | None,
     grad_weight: Tensor | None,
     grad_bias: Tensor | None,
 ) -> Tensor:
-    """The gradient of the losses' sum by `rows` [n, H]; adds those by weight and bias to `grad_weight`, `grad_bias`."""
+    """The gradient of the losses' sum by `rows` [n, H]; adds those by weight and bias to `grad_weight`, `grad_bias`.
+
+    `factors` [n, 1]: what each row's loss counts in the sum.
+    """
     grad = torch.zeros_like(rows, dtype=head.sum_dtype)
     own = found.surprise.neg().expm1_().add_(head.smoothing)
     for tile in head.tiles(rows, labels):
@@ -261,6 +282,8 @@ def _gradients(
             by_logit.mul_(tile.slope)
         if head.scale != 1:
             by_logit.mul_(head.scale)
+        if factors is not None:
+            by_logit.mul_(factors)
         factor = tile.for_matmul(by_logit)
         _add_matmul(grad, factor, tile.weight)
         if grad_weight is not None:

@@ -105,6 +105,7 @@ def _assemble(
     from distft.loop import Progress, Run
     from distft.model import load as model
     from distft.plan_lines import describe_run
+    from distft.rehearsal import rehearse
     from distft.tracking import RunInfo
     from distft.tracking import build as build_tracker
 
@@ -126,6 +127,8 @@ def _assemble(
     module.regularise(config.regularisation)
     beside = module.beside()
     engine.start(module)
+    sides = {"train": prepared.train, "eval": prepared.eval}
+    rehearse(module, engine, sides, prepared.folder, config, group, pad_id, stop)
 
     ranks = group.ranks
     loader = Loader(

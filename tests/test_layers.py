@@ -19,6 +19,7 @@ ARROWS = {
     "loss": set(),
     "optim": set(),
     "evaluation": {"data", "engine", "runtime", "task"},
+    "rehearsal": {"data", "engine", "runtime", "task"},
     "data": {"location", "runtime", "model"},
     "model": {"location", "runtime"},
     "task": {"data", "model", "loss", "location"},

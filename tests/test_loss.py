@@ -12,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distft import loss as loss_module
-from distft.loss import token_loss
+from distft.loss import token_loss, token_losses
 
 NUM_ROWS, VOCABULARY, HIDDEN = 37, 203, 16
 
@@ -80,6 +80,30 @@ def test_loss_and_gradients_equal_cross_entropy_on_full_logits(variant: str, tra
     ours = loss_and_gradients(token_loss, *leaves, targets, **options)
     expected = loss_and_gradients(reference, *leaves, targets, **options)
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("trained", ["hidden", "head"])
+@pytest.mark.parametrize("variant", ["plain", "bias, scale and softcap"])
+def test_any_function_of_the_token_losses_gets_its_gradient_by_factors(variant: str, trained: str) -> None:
+    """Here log(1 + sum of squares): each token's loss counts by the function's derivative."""
+    options = dict(VARIANTS[variant])
+    hidden, weight, bias, targets = make_inputs()
+    options["bias"] = bias if options.pop("with_bias", False) else None
+    leaf = (hidden if trained == "hidden" else weight).requires_grad_()
+    logits = F.linear(hidden, weight, options["bias"]) * options.get("scale", 1.0)
+    if softcap := options.get("softcap"):
+        logits = softcap * torch.tanh(logits / softcap)
+    expected = F.cross_entropy(logits, targets, reduction="none")
+    losses = token_losses(hidden, weight, targets, **options)
+    assert not losses.requires_grad
+    torch.testing.assert_close(losses, expected.detach(), rtol=1e-12, atol=1e-12)
+    losses.requires_grad_()
+    (factors,) = torch.autograd.grad(torch.log1p(losses.square().sum()), losses)
+    loss = token_loss(hidden, weight, targets, **options, factors=factors)
+    torch.testing.assert_close(loss.detach(), (losses.detach() * factors).sum())
+    (wanted,) = torch.autograd.grad(torch.log1p(expected.square().sum()), leaf)
+    torch.testing.assert_close(torch.autograd.grad(loss, leaf)[0], wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.usefixtures("tiles")

@@ -7,12 +7,12 @@ are valid, so that a fault in one section hides no fault between two others.
 import importlib.util
 import inspect
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from distft.config import check_adapter, check_data, check_task
+from distft.config.check_model import CONTROL, missing_model, model_problems, odd, problems_of
 from distft.config.keys import nearest, show
 from distft.config.schema import (
     Adafactor,
@@ -32,14 +32,10 @@ from distft.config.schema import (
     Zero2,
     Zero3,
 )
-from distft.errors import ConfigError
-from distft.location import choose, locate
+from distft.location import locate
 
 Tracking = NoTracking | Wandb | Tensorboard
 Check = Callable[..., Iterator[str]]
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check(valid: Mapping[str, Any], *, world_size: int | None = None, here: bool = True) -> list[str]:
@@ -166,40 +162,24 @@ def _sources(data: Data) -> Iterator[str]:
         paths = [_path(item) for item in ([given] if isinstance(given, str) else given)]
         if not paths or not all(path.strip() for path in paths):
             yield f"data.{key}: must name at least one source, got {show(given)}; give data.{key}=my.jsonl"
-        yield from (f"data.{key}: must hold no control characters, got {path!r}; rename it" for path in _odd(paths))
+        yield from (f"data.{key}: must hold no control characters, got {path!r}; rename it" for path in odd(paths))
 
 
 def _path(item: str | Source) -> str:
     return item if isinstance(item, str) else item.path
 
 
-def _odd(texts: Iterable[str]) -> list[str]:
-    return [text for text in texts if _CONTROL.search(text)]
-
-
 def _model(model: Model) -> Iterator[str]:
-    given = [model.source] if isinstance(model.source, str) else model.source
-    if not given or not all(source.strip() for source in given):
-        yield f"model.source: must name a model, got {show(model.source)}; give a hub id, a folder or a .gguf file"
-    yield from (f"model.source: must hold no control characters, got {source!r}; rename it" for source in _odd(given))
-    if model.trust_remote_code and not _COMMIT.fullmatch(model.revision or ""):
-        yield (
-            f"model.trust_remote_code: must have model.revision pinned to a commit (40 hex digits), "
-            f"got {show(model.revision)}; "
-            "give model.revision=COMMIT, or model.trust_remote_code=false"
-        )
-    if model.random_init is not None and "model_type" not in model.random_init:
-        yield "model.random_init: must name a model_type, got none; give model.random_init.model_type=llama"
+    yield from model_problems(model, "model")
 
 
 def _run_root(run_root: str) -> Iterator[str]:
-    if not run_root.strip() or _CONTROL.search(run_root):
+    if not run_root.strip() or CONTROL.search(run_root):
         yield f"run_root: must be a folder's path without control characters, got {run_root!r}; use run_root=runs"
 
 
 def _model_is_there(model: Model) -> Iterator[str]:
-    if model.source:
-        yield from _problems_of(choose, model.source, "model.source")
+    yield from missing_model(model, "model")
 
 
 def _data_is_there(data: Data) -> Iterator[str]:
@@ -207,17 +187,9 @@ def _data_is_there(data: Data) -> Iterator[str]:
         given = getattr(data, key) or []
         for item in [given] if isinstance(given, str) else given:
             if _path(item).strip():
-                yield from _problems_of(locate, _path(item), f"data.{key}")
+                yield from problems_of(locate, _path(item), f"data.{key}")
     if data.chat_template is not None and not Path(data.chat_template).expanduser().is_file():
         yield f"data.chat_template: must be a Jinja file that exists, got {data.chat_template}; give its path, or null"
-
-
-def _problems_of(find: Callable[[Any, str], Any], source: Any, key: str) -> list[str]:
-    try:
-        find(source, key)
-    except ConfigError as error:
-        return error.problems
-    return []
 
 
 def _resume_is_there(resume: str) -> Iterator[str]:

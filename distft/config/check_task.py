@@ -4,19 +4,25 @@ import importlib.util
 from collections.abc import Iterator
 
 from distft.config.check_adapter import HEADLESS, PROMPTS
+from distft.config.check_model import missing_model, model_problems
 from distft.config.keys import nearest, show
 from distft.config.schema import (
     AnyAdapter,
     AnyTask,
     CausalLm,
     Data,
+    Distillation,
     Evaluation,
     ExtractiveQa,
     Full,
     Layers,
+    Lora,
     Model,
+    Peft,
+    Preference,
     Regularisation,
     RelationExtraction,
+    Reward,
     Seq2Seq,
     SequenceClassification,
     Source,
@@ -79,7 +85,7 @@ def _method(task: AnyTask, adapter: AnyAdapter) -> Iterator[str]:
             f"adapter.method: must be one that task={task.name} can use, got {adapter.method}, whose virtual tokens "
             "only task=causal_lm passes over; use adapter=lora"
         )
-    if adapter.method in HEADLESS and isinstance(task, WithHead):
+    if adapter.method in HEADLESS and isinstance(task, WithHead | Reward):
         yield (
             f"adapter.method: must be one that is saved with the new head of task={task.name}, got {adapter.method}, "
             "in whose files PEFT keeps no other modules; use adapter=lora"
@@ -117,11 +123,28 @@ def _regularisation(task: AnyTask, regularisation: Regularisation) -> Iterator[s
         )
     for name in ("neftune_alpha", "fgm_epsilon"):
         value = getattr(regularisation, name)
-        if value and not isinstance(task, CausalLm | WithHead):
+        if value and not isinstance(task, CausalLm | Distillation | WithHead):
             yield (
                 f"regularisation.{name}: must have one text a row to act on, got {value:g} with task={task.name}; "
                 f"use regularisation.{name}=0"
             )
+
+
+def _teacher(task: AnyTask) -> Iterator[str]:
+    if isinstance(task, Distillation):
+        yield from model_problems(task.teacher, "task.teacher")
+        if task.cache and task.top_k is None:
+            yield "task.top_k: must be set where task.cache keeps what the teacher says, got null; set task.top_k=64"
+        if task.cache and task.teacher.random_init is not None:
+            yield (
+                "task.cache: must be false where the teacher is drawn from the seed, got true with "
+                "task.teacher.random_init; set task.cache=false"
+            )
+
+
+def _teacher_is_there(task: AnyTask) -> Iterator[str]:
+    if isinstance(task, Distillation):
+        yield from missing_model(task.teacher, "task.teacher")
 
 
 def _packages(task: AnyTask) -> Iterator[str]:
@@ -133,5 +156,44 @@ def _packages(task: AnyTask) -> Iterator[str]:
         )
 
 
-ANYWHERE = (_formats, _metric, _samples, _attention, _method, _bottleneck, _regularisation)
-HERE = (_packages,)
+def _preference(task: AnyTask) -> Iterator[str]:
+    if not isinstance(task, Preference):
+        return
+    for key, owner in (("label_smoothing", "dpo"), ("gamma", "simpo")):
+        value = getattr(task, key)
+        if value and task.loss != owner:
+            off = "0" if key == "label_smoothing" else "null"
+            yield (
+                f"task.{key}: must be {off} but for task.loss={owner}, got {show(value)} with {task.loss}; "
+                f"set task.{key}={off}"
+            )
+
+
+def _reference(task: AnyTask, adapter: AnyAdapter) -> Iterator[str]:
+    if not isinstance(task, Preference) or not task.has_reference:
+        return
+    if not isinstance(adapter, Lora | Peft):
+        yield (
+            f"adapter: must be one that can be switched off where the base is the reference of task.loss={task.loss}, "
+            f"got {adapter.method}; use adapter=lora, or a task.loss without a reference: orpo, simpo"
+        )
+    elif isinstance(adapter, Lora) and adapter.init in ("pissa", "olora", "loftq"):
+        yield (
+            f"adapter.init: must leave the base as it is where that is the reference of task.loss={task.loss}, got "
+            f"{adapter.init}, which moves a part of it into the adapter; set adapter.init=default"
+        )
+
+
+ANYWHERE = (
+    _formats,
+    _metric,
+    _samples,
+    _attention,
+    _method,
+    _bottleneck,
+    _regularisation,
+    _preference,
+    _reference,
+    _teacher,
+)
+HERE = (_teacher_is_there, _packages)

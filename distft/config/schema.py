@@ -1,17 +1,21 @@
 """The typed config: what every key means, and what its value may be. Imports neither torch nor Hydra."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from distft.config.adapters import AnyAdapter, Bitfit, Bottleneck, Full, Head, Layers, Lora, Peft
+from distft.config.model import Model
 from distft.config.section import Fraction, Section
 from distft.config.tasks import (
     LOWER_IS_BETTER,
     AnyTask,
     CausalLm,
+    Distillation,
     ExtractiveQa,
+    Preference,
     RelationExtraction,
+    Reward,
     Seq2Seq,
     SequenceClassification,
     TokenClassification,
@@ -25,13 +29,17 @@ __all__ = [
     "Bottleneck",
     "CausalLm",
     "Config",
+    "Distillation",
     "ExtractiveQa",
     "Full",
     "Head",
     "Layers",
     "Lora",
+    "Model",
     "Peft",
+    "Preference",
     "RelationExtraction",
+    "Reward",
     "Section",
     "Seq2Seq",
     "SequenceClassification",
@@ -39,27 +47,6 @@ __all__ = [
 ]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]{0,127}$")]
-
-
-class Model(Section):
-    source: str | list[str]
-    """Hub id, local folder, `.gguf` file, or `package://PKG/FILE`; of a list, the first that is there."""
-    random_init: dict[str, Any] | None = None
-    """Keys of a Hugging Face config (with `model_type`): random weights of that shape; `source` gives the tokenizer."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """How the frozen base is stored. Parameters that train are float32 under every engine."""
-    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Matmul precision; `auto`: `dtype`, but float32 on CPUs without bfloat16 units, where that is 5x faster."""
-    quantization: Literal["none", "nf4"] = "none"
-    """`nf4`: the base's linear layers in 4 bits with double quantisation (QLoRA, arXiv:2305.14314)."""
-    gradient_checkpointing: Literal["none", "full", "selective"] = "none"
-    """Recompute in the backward pass: nothing; each block; only what lies between a block's attention and matmuls."""
-    attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
-    """`auto`: `flash_attention_2` on a GPU where it is installed, else `varlen` (SDPA by document)."""
-    trust_remote_code: bool = False
-    """Run the model's own Python code; only with `revision` set to a 40-hex commit."""
 
 
 class Auto(Section):

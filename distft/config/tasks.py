@@ -3,17 +3,20 @@
 A format is a set of columns; of two formats that fit a file, the first one is taken.
 """
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from distft.config.model import Model
 from distft.config.section import Section
 
 Formats = dict[str, tuple[str, ...]]
 
 CHATS: Formats = {"chat": ("messages",), "prompt_completion": ("prompt", "completion"), "text": ("text",)}
 
-LOWER_IS_BETTER = frozenset({"loss", "kl", "mse"})
+PAIRS: Formats = {"preference": ("prompt", "chosen", "rejected")}
+
+LOWER_IS_BETTER = frozenset({"loss", "kl", "cross_entropy", "mse"})
 """Of all metrics; of the others the highest value is the best."""
 
 
@@ -105,4 +108,77 @@ class Seq2Seq(Section):
     """Most tokens that are generated."""
 
 
-AnyTask = CausalLm | SequenceClassification | TokenClassification | RelationExtraction | ExtractiveQa | Seq2Seq
+class Preference(Section):
+    FORMATS: ClassVar[Formats] = PAIRS
+    METRICS: ClassVar[tuple[str, ...]] = ("margin", "accuracy")
+    TOKEN_LOSS: ClassVar[bool] = False
+    REPLIES: ClassVar[bool] = True
+    PACKAGES: ClassVar[dict[str, str]] = {}
+
+    name: Literal["preference"]
+    loss: Literal["dpo", "ipo", "orpo", "simpo"] = "dpo"
+    """`dpo` and `ipo` compare with the base, the adapter switched off; `orpo` and `simpo` need no reference."""
+    beta: PositiveFloat | None = None
+    """How much a difference of log-probabilities counts (ORPO: its odds ratio's weight); null: 0.1, SimPO 2."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """DPO: share of the pairs whose answers were taken for each other."""
+    gamma: NonNegativeFloat | None = None
+    """SimPO: the margin it aims at; null: half of beta."""
+
+    @property
+    def has_reference(self) -> bool:
+        return self.loss in ("dpo", "ipo")
+
+    @property
+    def strength(self) -> float:
+        """beta, or what the papers take."""
+        return self.beta or (2.0 if self.loss == "simpo" else 0.1)
+
+    @property
+    def target_margin(self) -> float:
+        return self.strength / 2 if self.gamma is None else self.gamma
+
+
+class Reward(Section):
+    FORMATS: ClassVar[Formats] = PAIRS
+    METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "margin")
+    TOKEN_LOSS: ClassVar[bool] = False
+    REPLIES: ClassVar[bool] = False
+    PACKAGES: ClassVar[dict[str, str]] = {}
+
+    name: Literal["reward"]
+
+
+class Distillation(Section):
+    FORMATS: ClassVar[Formats] = CHATS
+    METRICS: ClassVar[tuple[str, ...]] = ("kl", "cross_entropy")
+    TOKEN_LOSS: ClassVar[bool] = False
+    REPLIES: ClassVar[bool] = True
+    PACKAGES: ClassVar[dict[str, str]] = {}
+
+    name: Literal["distillation"]
+    teacher: Model
+    """Another model of the same vocabulary, or the base itself at higher precision: frozen, sharded as the base is."""
+    kl_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of the divergence from the teacher in the loss; the rest is the cross-entropy with the data."""
+    direction: Literal["forward", "reverse"] = "forward"
+    """KL(teacher, student), which covers all that the teacher does, or KL(student, teacher), which keeps within it."""
+    temperature: PositiveFloat = 1.0
+    """Both models' logits are divided by it, and the divergence is multiplied by its square (arXiv:1503.02531)."""
+    top_k: PositiveInt | None = None
+    """Compare the teacher's k likeliest tokens and the rest as one; null: every token of the vocabulary."""
+    cache: bool = False
+    """Ask the teacher once for each document and keep its `top_k` on disk, beside the tokenised data."""
+
+
+AnyTask = (
+    CausalLm
+    | SequenceClassification
+    | TokenClassification
+    | RelationExtraction
+    | ExtractiveQa
+    | Seq2Seq
+    | Preference
+    | Reward
+    | Distillation
+)

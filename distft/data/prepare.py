@@ -15,7 +15,7 @@ import filelock
 import numpy as np
 
 from distft.config import schema
-from distft.data import corpus, document, sides, source, table, tokenise
+from distft.data import corpus, document, sides, source, table, template, tokenise
 from distft.data.corpus import DOCUMENT, Corpus
 from distft.data.document import Layout, Reader, Seen, question_hash
 from distft.data.sides import Written, write_sides
@@ -86,7 +86,7 @@ def cache_key(
     data: schema.Data, reader: Reader, train: list[Resolved], held_out: list[Resolved], replay: list[Resolved]
 ) -> str:
     """sha256 of all that the tokenised data depends on."""
-    modules = source, table, document, tokenise, corpus, sides, type(reader)
+    modules = source, table, document, template, tokenise, corpus, sides, type(reader)  # some wrap the template
     code = [__file__, *(inspect.getfile(module) for module in modules)]
     tokenizer = reader.tokenizer
     ingredients = {

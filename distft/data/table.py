@@ -134,7 +134,8 @@ def _read_json(path: Path) -> Table:
 def _read_yaml(path: Path) -> Table:
     """A ChatterBot corpus: `conversations`, each a list of utterances that two sides take in turns.
 
-    Each is a chat, and also a text that is labelled by the corpus's first category.
+    Each is a chat; also a text that is labelled by the corpus's first category; and a pair, of its last reply and the
+    next one in the corpus that says something else.
     """
     corpus = yaml.load(path.read_bytes(), YAML)  # noqa: S506 (the base loader makes strings only)
     conversations = corpus.get("conversations") if isinstance(corpus, dict) else None
@@ -143,13 +144,26 @@ def _read_yaml(path: Path) -> Table:
         raise ValueError(f"a YAML corpus has `conversations`, a list of lists of utterances; this one has {found}")
     categories = corpus.get("categories")
     label = {"label": categories[0]} if isinstance(categories, list) and categories else {}
+    chats = [_messages(utterances) for utterances in conversations]
+    pairs = _pairs(chats)
     return Listed(
         path,
         [
-            {"messages": _messages(utterances), "text": "\n".join(map(str, utterances)), **label}
-            for utterances in conversations
+            {"messages": chat, "text": "\n".join(map(str, utterances)), **label, **pair}
+            for utterances, chat, pair in zip(conversations, chats, pairs, strict=True)
         ],
     )
+
+
+def _pairs(chats: list[list[dict]]) -> list[dict]:
+    """Of each chat its last reply and that of the nearest later one (round the end) which says something else."""
+    replies = [chat[-1:] for chat in chats]
+    pairs = []
+    for i, chat in enumerate(chats):
+        others = (reply for reply in replies[i + 1 :] + replies[:i] if reply and reply != replies[i])
+        rejected = next(others, None) if chat else None
+        pairs.append({} if rejected is None else {"prompt": chat[:-1], "chosen": replies[i], "rejected": rejected})
+    return pairs
 
 
 def _messages(utterances: list[Any]) -> list[dict]:

@@ -187,13 +187,14 @@ def check(row: dict, format: str) -> None:
             check_unicode(value, column)
         elif format != "text" and isinstance(value, list) and value:
             for message in value:
-                _check_message(message, column)
+                check_message(message, column)
         else:
             wanted = {"chat": "a list of messages", "text": "a string"}.get(format, "a string or a list of messages")
             raise Malformed(f"{column!r} must be {wanted}, got {short(value)}")
 
 
-def _check_message(message: Any, column: str) -> None:
+def check_message(message: Any, column: str) -> None:
+    """Raises Malformed unless it is a message of a chat."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise Malformed(
             f"every message of {column!r} must be an object with 'role' and 'content', got {short(message)}"

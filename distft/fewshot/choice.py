@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distft.errors import ConfigError
 from distft.fewshot.tree import Tree
 from distft.task.base import Prompts, TaskModule
-from distft.task.causal_lm import CausalLM, losses_of_tokens
+from distft.task.causal_lm import CausalLM, head_losses
 
 
 class Chooser(TaskModule):
@@ -19,7 +19,7 @@ class Chooser(TaskModule):
         """Minus the sum of all log-likelihoods; and of each question float64 [answers], the log-likelihoods."""
         tree: Tree = batch
         states = self._read(tree)[0]
-        losses = losses_of_tokens(self.base, states.index_select(0, tree.at), tree.goals)
+        losses = head_losses(self.base, states.index_select(0, tree.at), tree.goals)
         totals = losses.new_zeros(len(tree.documents) * tree.num_answers).index_add_(0, tree.answers, losses)
         likelihoods = -totals.double().cpu().numpy().reshape(len(tree.documents), tree.num_answers)
         return totals.sum(), list(likelihoods)

@@ -9,6 +9,8 @@ from accelerate import init_empty_weights
 from peft import TaskType
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from distft.config import schema
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -25,6 +27,8 @@ class Architecture:
     attention: str | None = None
     """What `model.attention=auto` means for it; null: what is best on the device."""
     peft_task: TaskType = TaskType.CAUSAL_LM
+    teacher: schema.Model | None = None
+    """A second causal model, frozen, that is loaded beside it."""
 
     def skeleton(self, config: Any, attention: str, trust_remote_code: bool = False) -> PreTrainedModel:
         """The model without weights, on meta."""

@@ -45,6 +45,7 @@ def tensor_readers(file: Path, skeleton: PreTrainedModel) -> dict:
     architecture = reader.fields["general.architecture"].contents()
     processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=skeleton.config.to_dict())
     present = {tensor.name for tensor in reader.tensors} - {"rope_freqs.weight"}  # transformers computes these
+    present -= {name for name in present if _block(name) >= skeleton.config.num_hidden_layers}  # a model cut short
     names = _standard_names(architecture, skeleton)
     if present - names.keys():
         names = get_gguf_hf_weights_map(skeleton, processor)
@@ -60,6 +61,12 @@ def tensor_readers(file: Path, skeleton: PreTrainedModel) -> dict:
         return torch.from_numpy(done.weights.copy())
 
     return {names[tensor.name]: partial(read, tensor) for tensor in reader.tensors if tensor.name in present}
+
+
+def _block(name: str) -> int:
+    """The number of the block that a tensor is of; -1: of none."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blk" else -1
 
 
 def _standard_names(architecture: str, skeleton: PreTrainedModel) -> dict[str, str]:

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from distft.config import schema
 from distft.errors import ConfigError
 from distft.location import choose, locate
 from distft.model import adapter, attention, gguf
 from distft.model.architecture import CAUSAL, Architecture
+from distft.model.hf_config import read_hf_config
 from distft.model.quantize import StoredLinear, encoding_for
 from distft.model.recompute import checkpoint_activations
 from distft.model.weights import Weights, random_readers, safetensors_readers
@@ -36,7 +37,9 @@ class Loaded:
     trainable: str
     """What trains, in a sentence: count, share, dtype, names."""
     identity: dict[str, Any]
-    """Which base this is: source, revision and a digest of the files' names, sizes and headers."""
+    """Which base this is: source, revision and a digest of the files' names, sizes and headers; and which teacher."""
+    teacher: "Loaded | None" = None
+    """The architecture's second model."""
 
 
 def compute_dtype(config: schema.Model, device: torch.device) -> torch.dtype:
@@ -45,26 +48,6 @@ def compute_dtype(config: schema.Model, device: torch.device) -> torch.dtype:
         return DTYPES[config.compute_dtype]
     slow = device.type == "cpu" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return torch.float32 if slow else DTYPES[config.dtype]
-
-
-def read_hf_config(config: schema.Model) -> Any:
-    """The Hugging Face config of `model.source` (or of `model.random_init`). Raises ConfigError if there is none."""
-    if config.random_init is not None:
-        settings = dict(config.random_init)
-        return AutoConfig.for_model(settings.pop("model_type"), **settings)
-    source = choose(config.source)
-    path = locate(source)
-    remote = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
-        if path is not None and path.is_file():
-            return AutoConfig.from_pretrained(gguf.header_folder(path))
-        return AutoConfig.from_pretrained(str(path or source), **remote)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"model.source: must be a model's folder, a .gguf file, or a hub id, got {source!r} ({first}); "
-            "check the path, or log in to the hub if the model is gated"
-        ) from error
 
 
 def check(config: schema.Model, max_length: int) -> None:
@@ -93,14 +76,15 @@ def check(config: schema.Model, max_length: int) -> None:
 
 def load(
     config: schema.Model,
-    adapter_config: schema.AnyAdapter,
+    adapter_config: schema.AnyAdapter | None,
     *,
     seed: int,
     device: torch.device,
     shard: Callable[[nn.Module], None],
     architecture: Architecture = CAUSAL,
 ) -> Loaded:
-    """Builds the model block by block, `shard(block)` taking each over as soon as its weights are real.
+    """Builds the model block by block, `shard(block)` taking each over as soon as its weights are real. Without an
+    `adapter_config` nothing of it trains.
 
     All ranks must call it, since `shard` may be a collective. What lies outside the blocks (embeddings, last norm,
     head) is real but whole on return: the engine shards it together with the root.
@@ -144,7 +128,11 @@ def load(
     for module in model.modules():
         for key, buffer in module.named_buffers(recurse=False):
             setattr(module, key, buffer.to(device))
-    return Loaded(model, compute, trainable, _identity(config, skeleton, files))
+    identity, teacher = _identity(config, skeleton, files), None
+    if architecture.teacher is not None:
+        teacher = load(architecture.teacher, None, seed=seed, device=device, shard=shard)
+        identity["teacher"] = teacher.identity
+    return Loaded(model, compute, trainable, identity, teacher)
 
 
 def _units(skeleton: PreTrainedModel) -> Iterator[tuple[str, list[nn.Module]]]:
@@ -284,10 +272,14 @@ def _download(source: str, revision: str | None) -> Path:
         ) from error
 
 
-def _attention(wanted: str, adapter_config: schema.AnyAdapter, device: torch.device, architecture: Architecture) -> str:
+def _attention(
+    wanted: str, adapter_config: schema.AnyAdapter | None, device: torch.device, architecture: Architecture
+) -> str:
     if wanted != "auto":
         return wanted
-    if adapter_config.method == "prefix_tuning":  # more keys than queries, which only masks describe
+    if (
+        adapter_config is not None and adapter_config.method == "prefix_tuning"
+    ):  # more keys than queries, which only masks describe
         return "sdpa"
     if architecture.attention is not None:
         return architecture.attention

@@ -11,13 +11,15 @@ from distft.location import choose, locate
 from distft.model import gguf
 
 
-def load_tokenizer(model: schema.Model, chat_template: str | None = None) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    model: schema.Model, chat_template: str | None = None, key: str = "model"
+) -> PreTrainedTokenizerFast:
     """The tokenizer behind `model.source`, with `chat_template` (a Jinja file) in place of its own template.
 
     A tokenizer without a padding token pads with its end-of-sequence token. Raises ConfigError.
     """
-    source = choose(model.source, "model.source")
-    path = locate(source, "model.source")
+    source = choose(model.source, f"{key}.source")
+    path = locate(source, f"{key}.source")
     options: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     if path is not None and path.suffix == ".gguf":
         name, options = str(gguf.header_folder(path)), {}
@@ -27,9 +29,9 @@ def load_tokenizer(model: schema.Model, chat_template: str | None = None) -> Pre
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ConfigError(f"model.source: must have a tokenizer, got {source!r}; {reason}") from error
+        raise ConfigError(f"{key}.source: must have a tokenizer, got {source!r}; {reason}") from error
     if not tokenizer.is_fast:
-        raise ConfigError(f"model.source: tokenizer must be a fast one (tokenizer.json), got {source!r}")
+        raise ConfigError(f"{key}.source: tokenizer must be a fast one (tokenizer.json), got {source!r}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if chat_template is not None:

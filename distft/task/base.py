@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
@@ -50,6 +51,31 @@ class Scores:
     """By the names in the task's METRICS, for the evaluation's row."""
     files: dict[str, str] = field(default_factory=dict)
     """Pages for the run folder, by name: a confusion matrix, say."""
+
+
+Columns = dict[str, tuple[str, int]]
+"""dtype and width of what is kept of each target, by name."""
+
+
+@dataclass
+class Rehearsal:
+    """What a module wants to find once for every document before training, through its `evaluate`, and to be kept.
+
+    Its outputs are then, by column, an array [targets of the document, width].
+    """
+
+    name: str
+    """Names all that the answers depend on beside the data."""
+    columns: Columns
+    is_running: bool = False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        self.is_running = True
+        try:
+            yield
+        finally:
+            self.is_running = False
 
 
 class Task(Protocol):
@@ -129,6 +155,13 @@ class TaskModule(nn.Module):
     def evaluate(self, batch: Batch) -> tuple[Tensor, list[Any]]:
         """The loss, and an output for each document of the batch: NumPy arrays or plain Python, for `Task.scores`."""
         return self.loss(batch), []
+
+    rehearsal: Rehearsal | None = None
+    """What is to be found once for every document, before training; null: nothing."""
+
+    def recall(self, side: str, corpus: Corpus, answers: dict[str, np.ndarray]) -> None:
+        """Takes what the rehearsal found of the documents of a side, `train` or `eval`, end to end."""
+        raise NotImplementedError
 
     def reply(self, prompts: Prompts) -> list[list[int]]:
         """Greedy replies, as token ids."""
@@ -223,8 +256,11 @@ class TaskModule(nn.Module):
 def build(config: schema.AnyTask) -> Task:
     """The task that the config names."""
     from distft.task.causal_lm import CausalLmTask
+    from distft.task.distillation import DistillationTask
     from distft.task.extractive_qa import ExtractiveQaTask
+    from distft.task.preference import PreferenceTask
     from distft.task.relation_extraction import RelationExtractionTask
+    from distft.task.reward import RewardTask
     from distft.task.seq2seq import Seq2SeqTask
     from distft.task.sequence_classification import SequenceClassificationTask
     from distft.task.token_classification import TokenClassificationTask
@@ -242,3 +278,9 @@ def build(config: schema.AnyTask) -> Task:
             return ExtractiveQaTask(config)
         case schema.Seq2Seq():
             return Seq2SeqTask(config)
+        case schema.Preference():
+            return PreferenceTask(config)
+        case schema.Reward():
+            return RewardTask(config)
+        case schema.Distillation():
+            return DistillationTask(config)

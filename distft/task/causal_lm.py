@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from distft.config import schema
-from distft.data.corpus import Corpus
+from distft.data.corpus import IGNORED, Corpus
 from distft.data.loader import Batch
 from distft.data.template import Template
+from distft.errors import ConfigError
 from distft.loss import token_loss, token_losses
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
@@ -44,6 +46,10 @@ class CausalLmTask:
 class CausalLM(TaskModule):
     """A model of `AutoModelForCausalLM`."""
 
+    def __init__(self, model: PreTrainedModel | PeftModel, compute: torch.dtype, facts: dict[str, Any] | None = None):
+        super().__init__(model, compute, facts)
+        require_decoder(self.base, "causal_lm")
+
     def loss(self, batch: Batch) -> Tensor:
         """Sum of the batch's token losses."""
         twice = self.training and self.regularisation.r_drop > 0
@@ -57,13 +63,7 @@ class CausalLM(TaskModule):
         return list(self.base.get_output_embeddings().parameters())
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        head, scale, softcap = head_of(self.base)
-        if type(head) is nn.Linear:
-            return token_loss(
-                hidden, head.weight, targets, bias=head.bias, scale=scale, softcap=softcap, smoothing=self.smoothing
-            )
-        logits = partial(_logits, head, scale, softcap)
-        return _by_chunks(partial(_head_loss, logits, self.smoothing), targets, hidden)
+        return head_loss(self.base, hidden, targets, smoothing=self.smoothing)
 
     def _pair_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """R-Drop's loss over the same tokens under two dropout masks, one after the other in `hidden`."""
@@ -71,44 +71,107 @@ class CausalLM(TaskModule):
         return _by_chunks(partial(_pair_loss, logits, self.regularisation), targets.chunk(2)[0], *hidden.chunk(2))
 
     def reply(self, prompts: Prompts) -> list[list[int]]:
-        causal, device = self.base, next(self.parameters()).device
-        model = self.model if self.has_prompt else causal
-        usual = causal.config._attn_implementation
-        causal.set_attn_implementation("sdpa")  # one prompt at a time, with a cache
-        settings = GenerationConfig(
-            max_new_tokens=prompts.max_new_tokens,
-            do_sample=False,
-            eos_token_id=prompts.eos_ids,
-            pad_token_id=prompts.pad_id,
-            use_cache=True,
+        return greedy_replies(self, prompts)
+
+
+def require_decoder(model: PreTrainedModel, task: str) -> None:
+    """Raises ConfigError for a model that sees the tokens it has to predict."""
+    if any(getattr(module, "is_causal", True) is False for module in model.base_model.modules()):
+        raise ConfigError(
+            f"model.source: must be a decoder for task={task}, got a {model.config.model_type}, an encoder, whose "
+            "tokens see those after them; take a causal language model"
         )
-        replies = []
-        with torch.autocast(device.type, self.compute, enabled=self.compute != torch.float32):
-            for ids in prompts.ids:
-                given = torch.tensor([ids], device=device)
-                mask = torch.ones_like(given)
-                out = model.generate(input_ids=given, attention_mask=mask, generation_config=settings)
-                replies.append(out[0, len(ids) :].tolist())
-        causal.set_attn_implementation(usual)
-        return replies
 
 
-def _by_chunks(loss: Callable[..., Tensor], targets: Tensor, *hidden: Tensor) -> Tensor:
-    """The sum of `loss(targets, *hidden)` over the supervised tokens, HEAD_CHUNK of them at once."""
-    kept = (targets != -100).nonzero().squeeze(1)
-    total = torch.zeros((), dtype=torch.float32, device=targets.device) + 0 * hidden[0].sum().float()
-    for rows in kept.split(HEAD_CHUNK):
-        total = total + checkpoint(loss, targets[rows], *(part[rows] for part in hidden), use_reentrant=False)
+def head_loss(
+    model: PreTrainedModel, hidden: Tensor, targets: Tensor, *, smoothing: float = 0.0, factors: Tensor | None = None
+) -> Tensor:
+    """Sum of the token losses, each times its factor, of states `hidden` [N, H] under the model's head."""
+    head, scale, softcap = head_of(model)
+    if type(head) is nn.Linear:
+        return token_loss(
+            hidden,
+            head.weight,
+            targets,
+            bias=head.bias,
+            scale=scale,
+            softcap=softcap,
+            smoothing=smoothing,
+            factors=factors,
+        )
+    of_chunk = partial(_head_loss, partial(_logits, head, scale, softcap), smoothing)
+    return _by_chunks(of_chunk, targets, *([hidden] if factors is None else [hidden, factors]))
+
+
+@torch.no_grad()
+def head_losses(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The token losses [N] that `head_loss` sums, 0 where there is no target; without gradients."""
+    head, scale, softcap = head_of(model)
+    if type(head) is nn.Linear:
+        return token_losses(hidden, head.weight, targets, bias=head.bias, scale=scale, softcap=softcap)
+    losses = hidden.new_zeros(len(hidden), dtype=torch.float32)
+    for rows in (targets != IGNORED).nonzero().squeeze(1).split(HEAD_CHUNK):
+        losses[rows] = F.cross_entropy(_logits(head, scale, softcap, hidden[rows]), targets[rows], reduction="none")
+    return losses
+
+
+def head_of(model: PreTrainedModel) -> tuple[nn.Module, float, float | None]:
+    """The head, and what its logits are multiplied by and capped at."""
+    config = model.config
+    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+    return model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None)
+
+
+def capped(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """What the model makes of its head's output, in float32."""
+    logits = logits.float() * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def greedy_replies(module: TaskModule, prompts: Prompts) -> list[list[int]]:
+    """Greedy replies, as token ids."""
+    causal, device = module.base, next(module.parameters()).device
+    model = module.model if module.has_prompt else causal
+    usual = causal.config._attn_implementation
+    causal.set_attn_implementation("sdpa")  # one prompt at a time, with a cache
+    settings = GenerationConfig(
+        max_new_tokens=prompts.max_new_tokens,
+        do_sample=False,
+        eos_token_id=prompts.eos_ids,
+        pad_token_id=prompts.pad_id,
+        use_cache=True,
+    )
+    replies = []
+    with torch.autocast(device.type, module.compute, enabled=module.compute != torch.float32):
+        for ids in prompts.ids:
+            given = torch.tensor([ids], device=device)
+            out = model.generate(input_ids=given, attention_mask=torch.ones_like(given), generation_config=settings)
+            replies.append(out[0, len(ids) :].tolist())
+    causal.set_attn_implementation(usual)
+    return replies
+
+
+def _by_chunks(loss: Callable[..., Tensor], targets: Tensor, *of_tokens: Tensor) -> Tensor:
+    """The sum of `loss(targets, *of_tokens)` over the supervised tokens, HEAD_CHUNK of them at once."""
+    total = torch.zeros((), dtype=torch.float32, device=targets.device) + 0 * of_tokens[0].sum().float()
+    for rows in (targets != IGNORED).nonzero().squeeze(1).split(HEAD_CHUNK):
+        total = total + checkpoint(loss, targets[rows], *(part[rows] for part in of_tokens), use_reentrant=False)
     return total
 
 
 def _logits(head: nn.Module, scale: float, softcap: float | None, hidden: Tensor) -> Tensor:
-    logits = head(hidden).float() * scale
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    return capped(head(hidden), scale, softcap)
 
 
-def _head_loss(logits: Callable[[Tensor], Tensor], smoothing: float, targets: Tensor, hidden: Tensor) -> Tensor:
-    return F.cross_entropy(logits(hidden), targets, reduction="sum", label_smoothing=smoothing)
+def _head_loss(
+    logits: Callable[[Tensor], Tensor],
+    smoothing: float,
+    targets: Tensor,
+    hidden: Tensor,
+    factors: Tensor | None = None,
+) -> Tensor:
+    losses = F.cross_entropy(logits(hidden), targets, reduction="none", label_smoothing=smoothing)
+    return losses.sum() if factors is None else (losses * factors).sum()
 
 
 def _pair_loss(
@@ -124,19 +187,3 @@ def _pair_loss(
     losses = [F.cross_entropy(each, targets, reduction="sum", label_smoothing=smoothing) for each in (p, q)]
     divergence = F.kl_div(p, q, reduction="sum", log_target=True) + F.kl_div(q, p, reduction="sum", log_target=True)
     return (losses[0] + losses[1]) / 2 + settings.r_drop / 4 * divergence
-
-
-def losses_of_tokens(base: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each of `targets` [N], predicted from `hidden` [N, H]; float32 [N], without gradient."""
-    head, scale, softcap = head_of(base)
-    if type(head) is nn.Linear:
-        return token_losses(hidden, head.weight, targets, bias=head.bias, scale=scale, softcap=softcap)
-    parts = zip(hidden.split(HEAD_CHUNK), targets.split(HEAD_CHUNK), strict=True)
-    return torch.cat([F.cross_entropy(_logits(head, scale, softcap, h), t, reduction="none") for h, t in parts])
-
-
-def head_of(base: PreTrainedModel) -> tuple[nn.Module, float, float | None]:
-    """The head, and what its logits are multiplied by and capped at."""
-    config = base.config
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    return base.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None)

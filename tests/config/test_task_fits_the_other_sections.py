@@ -49,3 +49,57 @@ def test_a_missing_package_is_told_with_the_extra_that_has_it(problems, monkeypa
     (problem,) = problems("+exp=sequence_classification", here=True)
     told = "task: sequence_classification must have the packages that measure it, got no scikit-learn"
     assert problem == f"{told}; pip install 'distft[metrics]'"
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo"])
+def test_a_reference_without_an_adapter_to_switch_off_is_refused(problems, loss):
+    (problem,) = problems("+exp=preference", "adapter=full", f"task.loss={loss}")
+    assert (
+        problem.startswith("adapter: must be one that can be switched off") and f"task.loss={loss}, got full" in problem
+    )
+    assert not problems("+exp=preference", "adapter=full", "task.loss=orpo")
+
+
+def test_a_reference_that_the_adapter_s_start_changes_is_refused(problems):
+    (problem,) = problems("+exp=preference", "adapter=pissa")
+    assert problem.startswith("adapter.init: must leave the base as it is") and "got pissa" in problem
+    assert not problems("+exp=preference", "adapter=pissa", "task.loss=simpo")
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["task.loss=ipo", "task.label_smoothing=0.1"], "task.label_smoothing: must be 0 but for task.loss=dpo"),
+        (["task.gamma=0.5"], "task.gamma: must be null but for task.loss=simpo, got 0.5 with dpo"),
+        (["task.label_smoothing=0.5"], "task.label_smoothing: must be a number"),
+    ],
+)
+def test_keys_of_another_loss_are_refused(problems, words, start):
+    (problem,) = problems("+exp=preference", *words)
+    assert problem.startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["task.cache=true"], "task.top_k: must be set where task.cache keeps"),
+        (["task.cache=true", "task.top_k=8", "model@task.teacher=tiny"], "task.cache: must be false where the teacher"),
+        (["task.teacher.source=[]"], "task.teacher.source: must name a model, got []"),
+        (["task.teacher.trust_remote_code=true"], "task.teacher.trust_remote_code: must have task.teacher.revision"),
+        (["task.teacher.quantization=nf5"], "task.teacher.quantization: "),
+    ],
+)
+def test_what_a_teacher_must_be_is_told_by_its_own_keys(problems, words, start):
+    (problem,) = problems("+exp=distillation", *words)
+    assert problem.startswith(start)
+
+
+def test_another_teacher_is_chosen_as_a_model_is(compose):
+    config = compose("+exp=distillation", "model@task.teacher=qwen3_8b", "task.teacher.quantization=nf4")
+    assert config.task.teacher.source == "Qwen/Qwen3-8B" and config.task.teacher.quantization == "nf4"
+    assert config.model.num_hidden_layers == 4 and config.task.teacher.num_hidden_layers is None
+
+
+def test_a_teacher_that_is_not_there_is_told(problems):
+    (problem,) = problems("+exp=distillation", "task.teacher.source=./no/model", here=True)
+    assert problem.startswith("task.teacher.source: path must exist")

@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 
 from distft.config import schema
+from distft.data.table import READERS
 from tests.data.chats import chat
 from tests.data.reading import prepare
 
@@ -62,6 +63,15 @@ def test_a_corpus_of_utterances_alternates_and_ends_with_a_reply(section, smollm
         say("user", "Hi") + say("assistant", "Yes"),
         say("user", "1") + say("assistant", "2.50") + say("user", "A") + say("assistant", "Bye"),
     ]
+
+
+def test_a_corpus_gives_pairs_of_a_reply_and_another_conversation_s(tmp_path):
+    said = "[[Hi, Yes], [How, 'Yes', Why, No], [Bye, Ciao], [Alone]]"
+    (tmp_path / "talk.yml").write_text(f"conversations: {said}\n")
+    rows = READERS[".yml"](tmp_path / "talk.yml").rows
+    found = [[m["content"] for m in (*row["prompt"], *row["chosen"], *row["rejected"])] for row in rows[:3]]
+    assert found == [["Hi", "Yes", "No"], ["How", "Yes", "Why", "No", "Ciao"], ["Bye", "Ciao", "Yes"]]
+    assert "prompt" not in rows[3]
 
 
 def test_rows_with_unlike_fields_stand_in_one_file(section, smollm2, jsonl):

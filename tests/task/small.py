@@ -126,6 +126,15 @@ def rewritten(draw: random.Random) -> dict[str, Any]:
     return {"source": source, "target": " ".join(reversed(source.split()[:6]))}
 
 
+def pair(draw: random.Random) -> dict[str, Any]:
+    chosen = say(draw, 6)
+    return {"prompt": f"{say(draw, 6)} ", "chosen": chosen, "rejected": f"{chosen} {say(draw, 6)}"}
+
+
+def completion(draw: random.Random) -> dict[str, Any]:
+    return {"prompt": f"{say(draw, 6)} ", "completion": say(draw, 6)}
+
+
 def write_rows(file: Path, make: Callable[[random.Random], dict[str, Any]], count: int, seed: int = 0) -> str:
     draw = random.Random(seed)
     file.write_text("".join(json.dumps(make(draw)) + "\n" for _ in range(count)))

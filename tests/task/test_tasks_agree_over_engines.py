@@ -3,10 +3,13 @@
 import pytest
 import task_cases
 from small import (
+    LLAMA,
     MODELS,
     answered,
+    completion,
     labelled,
     labelled_pair,
+    pair,
     related,
     rewritten,
     several_labels,
@@ -30,7 +33,12 @@ CASES = {
     "relations_llama": ({"name": "relation_extraction"}, "llama", related),
     "answers_bert": ({"name": "extractive_qa", "stride": 8}, "bert", answered),
     "texts_t5": ({"name": "seq2seq", "num_beams": 2, "max_new_tokens": 8}, "t5", rewritten),
+    "dpo": ({"name": "preference"}, "llama", pair),
+    "orpo": ({"name": "preference", "loss": "orpo"}, "llama", pair),
+    "reward": ({"name": "reward"}, "llama", pair),
+    "distillation": ({"name": "distillation", "top_k": 7, "temperature": 2.0}, "llama", completion),
 }
+WITHOUT_HEAD = ("texts_t5", "dpo", "orpo", "distillation")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +49,13 @@ def make(tmp_path_factory):
     def config(case, engine, quantization="none"):
         task, model, rows = CASES[case]
         source = {"source": str(tokenizer), "random_init": MODELS[model], "quantization": quantization}
+        if task["name"] == "distillation":
+            teacher = {
+                "source": str(tokenizer),
+                "random_init": {**LLAMA, "num_hidden_layers": 3},
+                "quantization": "nf4",
+            }
+            task = {**task, "teacher": {**teacher, "dtype": "float32", "compute_dtype": "float32"}}
         data = {
             "train": write_rows(folder / f"{case}.jsonl", rows, 40, seed=1),
             "eval": write_rows(folder / f"{case}-eval.jsonl", rows, 13, seed=2),  # 13: no multiple of ranks or batches
@@ -67,4 +82,4 @@ def test_gradients_and_metrics_on_two_ranks_are_those_of_one(one_rank, two_ranks
                 assert distance <= 2e-5 * gradient.norm() + 1e-8, (engine, name)
                 assert gradient.any(), name
             heads = ("classifier", "score", "qa_outputs")
-            assert case == "texts_t5" or any(head in name for head in heads for name in gradients)
+            assert case in WITHOUT_HEAD or any(head in name for head in heads for name in gradients)

@@ -12,6 +12,7 @@ CASES = {
     "encoder": ("sequence_classification", small.BERT, small.labelled),
     "windows": ("token_classification", small.BERT, small.tagged),
     "seq2seq": ("seq2seq", {**small.T5, "dropout_rate": 0.1}, small.rewritten),
+    "pairs": ("preference", small.LLAMA, small.pair),
 }
 
 

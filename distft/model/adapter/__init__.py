@@ -17,14 +17,14 @@ from distft.model.adapter.peft_methods import ADAPTER
 __all__ = ["ADAPTER", "attach", "changes_base", "describe_trainable", "initialise"]
 
 
-def changes_base(config: schema.AnyAdapter) -> bool:
+def changes_base(config: schema.AnyAdapter | None) -> bool:
     """Whether starting the adapter takes a part of the base's weights away: before they are quantised, in float32."""
     return isinstance(config, schema.Lora) and config.init in ("pissa", "olora", "loftq")
 
 
 def attach(
     model: PreTrainedModel,
-    config: schema.AnyAdapter,
+    config: schema.AnyAdapter | None,
     *,
     seed: int,
     heads: Sequence[str] = (),
@@ -32,9 +32,11 @@ def attach(
 ) -> PreTrainedModel | PeftModel:
     """`model` (on meta) with what trains marked by `requires_grad`: the adapter, and the new modules `heads` in full.
 
-    Raises ConfigError where the model has nothing of what is to train.
+    Without a `config` nothing trains. Raises ConfigError where the model has nothing of what is to train.
     """
     model.requires_grad_(False)
+    if config is None:
+        return model
     if isinstance(config, schema.Lora | schema.Peft):
         return peft_methods.attach(model, config, seed, heads, task)
     if isinstance(config, schema.Bottleneck):
@@ -46,7 +48,7 @@ def attach(
     return model
 
 
-def initialise(model: nn.Module, unit: list[nn.Module], config: schema.AnyAdapter, seed: int) -> None:
+def initialise(model: nn.Module, unit: list[nn.Module], config: schema.AnyAdapter | None, seed: int) -> None:
     """Starting values for the adapters among the modules `unit` of `model`, whose base weights are real by now.
 
     They depend on (seed, layer name) alone, so every engine and world size starts alike.

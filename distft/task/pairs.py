@@ -1,0 +1,114 @@
+"""Rows of two answers to one prompt, of which one was chosen."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from distft.config import schema
+from distft.data.document import Document, Layout, Malformed, Reading, Seen, Unusable, check_unicode, short
+from distft.data.template import Template, check_message, prompt_text
+
+ANSWERS = ("chosen", "rejected")
+
+
+class Pairs:
+    """The reader of prompts with a chosen and a rejected answer.
+
+    A pair is one document of two segments, prompt + chosen and prompt + rejected, which do not see each other but
+    stay in one batch. What is supervised are the answers. `data.max_length` holds both segments: of a pair that is too
+    long, the longer answer is cut first.
+    """
+
+    chat_formats = frozenset({"preference"})
+    layout = Layout("next_token", segments=2)
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        data: schema.Data,
+        formats: Mapping[str, tuple[str, ...]],
+        facts: dict[str, Any] | None = None,
+    ):
+        self.tokenizer, self.formats, self.facts = tokenizer, formats, facts or {}
+        self.max_length, self.cuts = data.max_length, data.too_long == "truncate"
+        self.template = Template(tokenizer)
+
+    def options(self) -> dict[str, Any]:
+        return self.template.options()
+
+    def learn(self, rows: Iterable[Seen]) -> "Pairs":
+        return self
+
+    def question(self, row: dict, format: str) -> str:
+        return prompt_text(row, "prompt_completion")
+
+    def chat(self, row: dict, format: str) -> list[dict] | None:
+        return row["prompt"] + row["chosen"] if isinstance(row["prompt"], list) else None
+
+    def documents(self, rows: list[dict], format: str) -> list[Reading]:
+        results: list[Any] = [self._malformed(row, format) for row in rows]
+        good = [i for i, result in enumerate(results) if result is None]
+        sides = [
+            self.template.documents([_completed(rows[i], answer) for i in good], "prompt_completion")
+            for answer in ANSWERS
+        ]
+        for i, chosen, rejected in zip(good, *sides, strict=True):
+            results[i] = self._pair(chosen, rejected)
+        return results
+
+    def _malformed(self, row: dict, format: str) -> Malformed | None:
+        columns = self.formats[format]
+        try:
+            missing = [column for column in columns if row.get(column) is None]
+            if missing:
+                raise Malformed(f"must have {' and '.join(map(repr, missing))}, got {sorted(row)}")
+            for column in columns:
+                _check_column(row[column], column)
+            if len({type(row[column]) for column in columns}) > 1:
+                raise Malformed("'prompt', 'chosen' and 'rejected' must be all strings or all lists of messages")
+            if row["chosen"] == row["rejected"]:
+                raise Malformed(f"'chosen' and 'rejected' must differ, got {short(row['chosen'])} twice")
+        except Malformed as error:
+            return error
+        return None
+
+    def _pair(self, chosen: Reading, rejected: Reading) -> Reading:
+        if not isinstance(chosen, list):
+            return chosen
+        if not isinstance(rejected, list):
+            return rejected
+        whole = chosen[0], rejected[0]
+        limits = self._limits(*(len(document.ids) for document in whole))
+        ids = [document.ids[:limit] for document, limit in zip(whole, limits, strict=True)]
+        labels = [document.labels[:limit] for document, limit in zip(whole, limits, strict=True)]
+        if not all(part.any() for part in labels):
+            return Unusable(f"no token of an answer where a pair has {self.max_length}")
+        if np.array_equal(ids[0], ids[1]):
+            return Unusable("both answers are the same tokens")
+        lengths = tuple(len(part) for part in ids)
+        truncated = sum(lengths) < sum(len(document.ids) for document in whole)
+        return [Document(np.concatenate(ids), np.concatenate(labels), lengths, targets=1, truncated=truncated)]
+
+    def _limits(self, chosen: int, rejected: int) -> tuple[int, int]:
+        """How many tokens of each segment are kept."""
+        room = self.max_length
+        if not self.cuts or chosen + rejected <= room:
+            return chosen, rejected
+        shorter = min(chosen, rejected, room // 2)
+        return (shorter, room - shorter) if chosen < rejected else (room - shorter, shorter)
+
+
+def _completed(row: dict, answer: str) -> dict:
+    return {"prompt": row["prompt"], "completion": row[answer], "tools": row.get("tools")}
+
+
+def _check_column(value: Any, column: str) -> None:
+    if isinstance(value, str):
+        check_unicode(value, column)
+    elif isinstance(value, list) and value:
+        for message in value:
+            check_message(message, column)
+    else:
+        raise Malformed(f"{column!r} must be a string or a list of messages, got {short(value)}")
