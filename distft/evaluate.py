@@ -80,7 +80,8 @@ class Measured:
 
 def main(argv: list[str]) -> None:
     ranks = read_ranks()
-    words, run = _with_defaults(argv), None
+    words = _with_defaults(argv)
+    run: Path | None = None
     if _names_a_base(argv):
         base = [] if any(word.startswith("+exp=") for word in argv) else WITHOUT_RUN
         config, own = load_with([*base, *words], Command, program="distft.evaluate")
