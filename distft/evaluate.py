@@ -4,7 +4,6 @@ With `prompt=` a model that writes text, tuned or not, is asked for the labels o
 """
 
 import json
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -199,9 +198,9 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
     # that would be a base with a part missing. Other methods of PEFT may start elsewhere, and all take nothing.
     starts_elsewhere = isinstance(config.adapter, Peft) and config.adapter.method != "adaption_prompt"
     with module.without_adapter() if starts_elsewhere else nullcontext():
-        base = _measure(config, engine, rows, group, samples)
+        base = _measure(engine, rows, group, samples)
     engine.load_trainable_state(trained.read)
-    after = _measure(config, engine, rows, group, samples)
+    after = _measure(engine, rows, group, samples)
     result = {
         "run": config.name,
         "weights": str(weights),
@@ -246,13 +245,12 @@ def _with_defaults(argv: list[str]) -> list[str]:
     return [*DEFAULTS, *first, *alone, *argv]
 
 
-def _measure(config: Config, engine: Any, rows: "HeldOut", group: Any, samples: Any) -> Measured:
+def _measure(engine: Any, rows: "HeldOut", group: Any, samples: Any) -> Measured:
     from distft.runtime.stop import StopFlag
 
     scores = rows.score(engine, group, StopFlag())
     assert scores is not None, "nobody sets this flag"
-    perplexity = {"perplexity": math.exp(min(scores.numbers["loss"], 700.0))} if config.task.TOKEN_LOSS else {}
-    return Measured({**scores.numbers, **perplexity}, samples.replies(), scores)
+    return Measured(scores.numbers, samples.replies(), scores)
 
 
 def show(result: dict[str, Any], file: Path, console: "Console") -> None:

@@ -1,5 +1,6 @@
 """What is measured on held-out rows: each row once over all ranks, each target weighing the same."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from distft.runtime.env import Ranks
 from distft.runtime.group import Group
 from distft.runtime.stop import StopFlag
 from distft.task.base import Scores, Task
+
+MOST = 700.0
+"""The largest loss whose perplexity is a float."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class HeldOut:
     task: Task
     facts: dict[str, Any]
     has_metrics: bool
+    has_perplexity: bool
 
     def score(self, engine: Engine, group: Group, stop: StopFlag) -> Scores | None:
         """`loss`, the mean over all ranks' targets, and the task's metrics; None where a rank was asked to stop.
@@ -56,7 +61,10 @@ class HeldOut:
         total, targets = group.table(loss, sum(batch.num_targets for batch in self.batches)).sum(0).tolist()
         shares = group.to_main(outputs) if self.has_metrics else []
         everyone = {number: output for share in shares for number, output in share.items()}
-        return Measured({"loss": total / max(1.0, targets)}, everyone)
+        numbers = {"loss": total / max(1.0, targets)}
+        if self.has_perplexity:
+            numbers["perplexity"] = math.exp(min(numbers["loss"], MOST))
+        return Measured(numbers, everyone)
 
     def judge(self, measured: Measured, group: Group) -> Scores:
         """The numbers measured, and the task's metrics of the outputs."""
@@ -90,7 +98,7 @@ def held_out(
         world_size=ranks.world_size,
         pad_id=pad_id,
     )
-    return HeldOut(corpus, batches, task, facts, bool(metrics))
+    return HeldOut(corpus, batches, task, facts, bool(metrics), config.task.TOKEN_LOSS)
 
 
 def write_files(scores: Scores, folder: Path) -> None:

@@ -67,6 +67,23 @@ def token_losses(
     return losses
 
 
+@torch.no_grad()
+def likeliest_tokens(hidden: Tensor, weight: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    """int64 [N]: the tokens of the largest logits under any softcap and positive scale; of equals the first one."""
+    head = _Head(weight, bias, None, 1.0, 0.0, _matmul_dtype(hidden))
+    found = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for start in range(0, len(hidden), TILE_ROWS):
+            part = slice(start, start + TILE_ROWS)
+            rows, highest = hidden[part].to(head.dtype), None
+            for tile in head.tiles(rows, found[part]):
+                value, column = tile.logits.max(1)
+                better = torch.ones_like(column, dtype=torch.bool) if highest is None else value > highest
+                found[part] = torch.where(better, column + tile.columns.start, found[part])
+                highest = value if highest is None else torch.maximum(highest, value)
+    return found
+
+
 def _supervised(targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
     """Numbers and targets of the rows that are not ignored."""
     kept = (targets != IGNORED).nonzero().squeeze(1)

@@ -59,6 +59,11 @@ def _metric(task: AnyTask, evaluation: Evaluation) -> Iterator[str]:
             f"evaluation.metric: must be one of {', '.join(known)} for task={task.name}, got "
             f"{show(evaluation.metric)}; did you mean evaluation.metric={near}?"
         )
+    elif isinstance(task, CausalLm) and evaluation.metric in task.METRICS and not task.exact_match:
+        yield (
+            f"evaluation.metric: must be measured, got {evaluation.metric} with task.exact_match=false; "
+            "set task.exact_match=true, or evaluation.metric=loss"
+        )
 
 
 def _samples(task: AnyTask, evaluation: Evaluation) -> Iterator[str]:

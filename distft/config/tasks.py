@@ -22,7 +22,7 @@ LOWER_IS_BETTER = frozenset({"loss", "kl", "cross_entropy", "mse"})
 
 class CausalLm(Section):
     FORMATS: ClassVar[Formats] = CHATS
-    METRICS: ClassVar[tuple[str, ...]] = ()
+    METRICS: ClassVar[tuple[str, ...]] = ("exact_match", "token_accuracy")
     """What evaluation rows hold beside `loss`."""
     TOKEN_LOSS: ClassVar[bool] = True
     """Whether the loss is a token's cross-entropy, so that there is a perplexity."""
@@ -32,6 +32,9 @@ class CausalLm(Section):
     """Of the extra `metrics`: modules that it imports, and the packages they are in."""
 
     name: Literal["causal_lm"]
+    exact_match: bool = False
+    """Compare held-out answers with what greedy decoding writes: `exact_match`, the share of documents that it writes
+    token for token, and `token_accuracy`, the share of tokens that it writes after those before them."""
 
 
 class SequenceClassification(Section):

@@ -267,7 +267,7 @@ def build(config: schema.AnyTask) -> Task:
 
     match config:
         case schema.CausalLm():
-            return CausalLmTask()
+            return CausalLmTask(config)
         case schema.SequenceClassification():
             return SequenceClassificationTask(config)
         case schema.TokenClassification():

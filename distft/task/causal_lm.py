@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
@@ -16,7 +17,7 @@ from distft.data.corpus import IGNORED, Corpus
 from distft.data.loader import Batch
 from distft.data.template import Template
 from distft.errors import ConfigError
-from distft.loss import token_loss, token_losses
+from distft.loss import likeliest_tokens, token_loss, token_losses
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
 from distft.task.base import Prompts, Scores, TaskModule
@@ -27,6 +28,9 @@ HEAD_CHUNK = 256  # supervised tokens whose logits exist at once where the head 
 class CausalLmTask:
     """Chats, prompts with completions, or plain text."""
 
+    def __init__(self, config: schema.CausalLm):
+        self.config = config
+
     def reader(self, tokenizer: PreTrainedTokenizerFast, data: schema.Data, facts: dict[str, Any] | None) -> Template:
         return Template(tokenizer, data.loss_on)
 
@@ -34,20 +38,24 @@ class CausalLmTask:
         return CAUSAL
 
     def module(self, loaded: Loaded, facts: dict[str, Any]) -> "CausalLM":
-        return CausalLM(loaded.model, loaded.compute_dtype)
+        return CausalLM(loaded.model, loaded.compute_dtype, measures_greedy=self.config.exact_match)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return ()
+        return self.config.METRICS if self.config.exact_match else ()
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
-        return Scores({})
+        right, count = np.array([outputs[i] for i in sorted(outputs)]).T
+        return Scores(
+            {"exact_match": float((right == count).mean()), "token_accuracy": float(right.sum() / count.sum())}
+        )
 
 
 class CausalLM(TaskModule):
     """A model of `AutoModelForCausalLM`."""
 
-    def __init__(self, model: PreTrainedModel | PeftModel, compute: torch.dtype, facts: dict[str, Any] | None = None):
-        super().__init__(model, compute, facts)
+    def __init__(self, model: PreTrainedModel | PeftModel, compute: torch.dtype, *, measures_greedy: bool = False):
+        super().__init__(model, compute)
+        self.measures_greedy = measures_greedy
         require_decoder(self.base, "causal_lm")
 
     def loss(self, batch: Batch) -> Tensor:
@@ -58,6 +66,24 @@ class CausalLM(TaskModule):
             self.regulariser.begin(True, batch.seed, batch.document_ends)
         hidden, targets = self.encode(batch).flatten(0, 1), batch.targets.flatten()
         return self._pair_loss(hidden, targets) if twice else self._loss(hidden, targets)
+
+    def evaluate(self, batch: Batch) -> tuple[Tensor, list[list[int]]]:
+        """If asked for, of each document how many of its targets greedy decoding writes, and how many there are.
+
+        It writes an answer token for token exactly if each of them is the likeliest after those before it: one pass
+        tells, and nothing has to be generated.
+        """
+        if not self.measures_greedy:
+            return self.loss(batch), []
+        hidden, targets = self.encode(batch).flatten(0, 1), batch.targets.flatten()
+        right = torch.zeros_like(targets)
+        kept = (targets != IGNORED).nonzero().squeeze(1)
+        right[kept] = (likeliest(self.base, hidden.index_select(0, kept)) == targets[kept]).long()
+        found = torch.stack([right, (targets != IGNORED).long()], 1)
+        assert batch.segments is not None
+        bounds = batch.segments[:, 0, 0], batch.segments[:, -1, 1]
+        each = [found[start:stop].sum(0).tolist() for start, stop in zip(*(b.tolist() for b in bounds), strict=True)]
+        return self._loss(hidden, targets), each
 
     def read_outside_its_module(self) -> list[nn.Parameter]:
         return list(self.base.get_output_embeddings().parameters())
@@ -113,6 +139,16 @@ def head_losses(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tens
     for rows in (targets != IGNORED).nonzero().squeeze(1).split(HEAD_CHUNK):
         losses[rows] = F.cross_entropy(_logits(head, scale, softcap, hidden[rows]), targets[rows], reduction="none")
     return losses
+
+
+@torch.no_grad()
+def likeliest(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """The token [N] that the model's head gives the largest logit, of states [N, H]."""
+    head, scale, softcap = head_of(model)
+    if type(head) is nn.Linear:
+        return likeliest_tokens(hidden, head.weight, bias=head.bias)
+    parts = [_logits(head, scale, softcap, part).argmax(-1) for part in hidden.split(HEAD_CHUNK)]
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.long)
 
 
 def head_of(model: PreTrainedModel) -> tuple[nn.Module, float, float | None]:

@@ -194,7 +194,8 @@ def test_a_teacher_that_is_remembered_teaches_the_same(commands, words_folder, m
     kept = run_words(words_folder, tmp_path / "kept", models[1], "task.cache=true")
     first = commands.run(*kept)
     assert first.code == 0, first.output
-    assert numbers_of(tmp_path / "kept" / "run") == pytest.approx(numbers_of(tmp_path / "asked" / "run"))
+    for ours, theirs in zip(numbers_of(tmp_path / "kept" / "run"), numbers_of(tmp_path / "asked" / "run"), strict=True):
+        assert ours.pop("split") == theirs.pop("split") and ours == pytest.approx(theirs, rel=1e-4)
     (folder,) = (tmp_path / "kept" / "cache").glob("*/teacher-*-train")
     said = np.load(folder / "log_probabilities.npy")
     assert np.exp(said).sum(1) == pytest.approx(np.ones(len(said)), rel=1e-5)

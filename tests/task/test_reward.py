@@ -25,7 +25,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize("packing", [True, False])
-@pytest.mark.parametrize("family", small.MODELS)
+@pytest.mark.parametrize("family", ["bert", "llama"])
 def test_rewards_and_loss_are_those_of_each_text_alone(read, words, tmp_path, family, packing):
     torch.manual_seed(0)
     shape = AutoConfig.for_model(**{**small.MODELS[family], "num_labels": 1})

@@ -21,6 +21,7 @@ from small import (
 
 CLASSES = {"name": "sequence_classification"}
 CASES = {
+    "continued": ({"name": "causal_lm", "exact_match": True}, "llama", completion),
     # name: task, model, rows
     "classes_bert": (CLASSES, "bert", labelled),
     "classes_llama": (CLASSES, "llama", labelled),
@@ -38,7 +39,7 @@ CASES = {
     "reward": ({"name": "reward"}, "llama", pair),
     "distillation": ({"name": "distillation", "top_k": 7, "temperature": 2.0}, "llama", completion),
 }
-WITHOUT_HEAD = ("texts_t5", "dpo", "orpo", "distillation")
+WITHOUT_HEAD = ("continued", "texts_t5", "dpo", "orpo", "distillation")
 
 
 @pytest.fixture(scope="module")
