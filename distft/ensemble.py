@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from distft.config.schema import Config, SequenceClassification
-from distft.errors import ConfigError
 from distft.fewshot.compare import Candidate
 from distft.runtime import log
 from distft.runtime.env import Ranks
-from distft.trained import check_same_base, facts_beside, open_weights, require_same_facts
+from distft.trained import facts_beside, require_same_facts
 
 RESULT = "ensemble.json"
 
@@ -24,55 +23,39 @@ def evaluate(config: Config, members: list[Candidate], run: Path, ranks: Ranks) 
     """
     log.start(ranks.global_rank)
 
-    from distft.data.prepare import prepare
-    from distft.engine import base as engines
-    from distft.evaluation import Measured, write_files
+    from distft.evaluation import Measured, read_held_out, write_files
     from distft.evaluation import held_out as hold_out
-    from distft.model import load as model
-    from distft.model.tokenizer import load_tokenizer
     from distft.runtime.group import Group
     from distft.runtime.stop import StopFlag
-    from distft.task import base as tasks
+    from distft.stage import set_up
 
     folders = [each.weights for each in members if each.weights is not None]
     require_same_facts(folders, "ensemble")
-    model.check(config.model, config.data.max_length)
-    tokenizer = load_tokenizer(config.model, config.data.chat_template)
-    task, facts = tasks.build(config.task), facts_beside(folders[0])
-    prepared = prepare(config.data, task.reader(tokenizer, config.data, facts))
-    if prepared.eval is None:
-        raise ConfigError("data.eval: must be set where the run held nothing out; give data.eval=my.jsonl")
-
-    group = Group(ranks)
-    engine = engines.build(config, group, model.compute_dtype(config.model, group.device))
-    loaded = model.load(
-        config.model,
-        config.adapter,
-        seed=config.seed,
-        device=group.device,
-        shard=engine.shard,
-        architecture=task.architecture(prepared.facts),
+    tokenizer, task, prepared, documents = read_held_out(config, facts_beside(folders[0]))
+    facts, group = prepared.facts, Group(ranks)
+    stage = set_up(
+        config,
+        group,
+        task.architecture(facts),
+        lambda loaded: task.module(loaded, facts),
+        runs=[each.run for each in members if each.run is not None],
+        weights=folders,
     )
-    for each in members:
-        assert each.run is not None
-        check_same_base(each.run, loaded.identity)
-    module = task.module(loaded, prepared.facts)
-    tensors = [open_weights(folder, module.weights_file, module.trainable()) for folder in folders]
-    engine.start(module)
-    rows = hold_out(prepared.eval, task, config, prepared.facts, ranks, tokenizer.pad_token_id)
+    engine = stage.engine
+    rows = hold_out(documents, task, config, facts, ranks, tokenizer.pad_token_id)
     numbers: dict[str, dict[str, float]] = {}
     outputs: list[dict[int, Any]] = []
-    for member, weights in zip(members, tensors, strict=True):
+    for member, weights in zip(members, stage.trained, strict=True):
         engine.load_trainable_state(weights.read)
         measured = rows.measure(engine, group, StopFlag())
         assert measured is not None, "nobody sets this flag"
         outputs.append(measured.outputs)
         numbers[member.name] = rows.judge(measured, group).numbers
-    mean = {i: average([each[i] for each in outputs], prepared.facts["kind"]) for i in outputs[0]}
+    mean = {i: average([each[i] for each in outputs], facts["kind"]) for i in outputs[0]}
     scores = rows.judge(Measured({}, mean), group)
     result = {
         "members": {each.name: str(each.weights) for each in members},
-        "documents": prepared.eval.num_documents,
+        "documents": documents.num_documents,
         "numbers": {**numbers, "ensemble": scores.numbers},
         "time": time.time(),
     }

@@ -25,14 +25,7 @@ from distft.fewshot import prompt as prompts
 from distft.fewshot.compare import Answers, Candidate, Wanted, compare
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
-from distft.trained import (
-    check_members,
-    check_same_base,
-    check_same_model,
-    facts_beside,
-    find_weights,
-    open_weights,
-)
+from distft.trained import check_members, check_same_model, facts_beside, find_weights
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -154,44 +147,30 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
     """
     log.start(ranks.global_rank)
 
-    from distft.data.prepare import prepare
-    from distft.engine import base as engines
     from distft.evaluation import held_out as hold_out
-    from distft.evaluation import write_files
-    from distft.model import load as model
-    from distft.model.tokenizer import load_tokenizer
+    from distft.evaluation import read_held_out, write_files
     from distft.rehearsal import rehearse
     from distft.runtime.group import Group
     from distft.runtime.stop import StopFlag
     from distft.samples import Samples
-    from distft.task import base as tasks
+    from distft.stage import set_up
 
     weights = find_weights(run, checkpoint)
-    model.check(config.model, config.data.max_length)
-    tokenizer = load_tokenizer(config.model, config.data.chat_template)
-    task, facts = tasks.build(config.task), facts_beside(weights)
-    held_out = prepare(config.data, task.reader(tokenizer, config.data, facts))
-    if held_out.eval is None:
-        raise ConfigError("data.eval: must be set where the run held nothing out; give data.eval=my.jsonl")
-
+    tokenizer, task, held_out, documents = read_held_out(config, facts_beside(weights))
     group = Group(ranks)
     log.to_folder(run, ranks.global_rank)
-    engine = engines.build(config, group, model.compute_dtype(config.model, group.device))
-    loaded = model.load(
-        config.model,
-        config.adapter,
-        seed=config.seed,
-        device=group.device,
-        shard=engine.shard,
-        architecture=task.architecture(held_out.facts),
+    facts, pad_id = held_out.facts, tokenizer.pad_token_id
+    stage = set_up(
+        config,
+        group,
+        task.architecture(facts),
+        lambda loaded: task.module(loaded, facts),
+        runs=[run],
+        weights=[weights],
     )
-    check_same_base(run, loaded.identity)
-    module = task.module(loaded, held_out.facts)
-    trained = open_weights(weights, module.weights_file, module.trainable(), module.beside().names)
-    engine.start(module)
-    sides = {"eval": held_out.eval}
-    rehearse(module, engine, sides, held_out.folder, config, group, tokenizer.pad_token_id, StopFlag())
-    rows = hold_out(held_out.eval, task, config, held_out.facts, ranks, tokenizer.pad_token_id)
+    engine, module = stage.engine, stage.module
+    rehearse(module, engine, {"eval": documents}, held_out.folder, config, group, pad_id, StopFlag())
+    rows = hold_out(documents, task, config, facts, ranks, pad_id)
     samples = Samples(engine, held_out.prompts, tokenizer, config.evaluation, run, group)
 
     # As it starts, LoRA is the base: B = 0, or what was taken from the base is in the adapter (PiSSA), and switched off
@@ -199,7 +178,7 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
     starts_elsewhere = isinstance(config.adapter, Peft) and config.adapter.method != "adaption_prompt"
     with module.without_adapter() if starts_elsewhere else nullcontext():
         base = _measure(engine, rows, group, samples)
-    engine.load_trainable_state(trained.read)
+    engine.load_trainable_state(stage.trained[0].read)
     after = _measure(engine, rows, group, samples)
     result = {
         "run": config.name,
@@ -207,9 +186,9 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
         "data": {
             "source": config.data.model_dump(mode="json")["eval"]
             or f"{config.data.eval_fraction:g} of the training data",
-            "digest": held_out.eval.digest,
-            "documents": held_out.eval.num_documents,
-            "target_tokens": held_out.eval.num_targets,
+            "digest": documents.digest,
+            "documents": documents.num_documents,
+            "target_tokens": documents.num_targets,
         },
         "base": base.numbers,
         "trained": after.numbers,

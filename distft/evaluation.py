@@ -5,15 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+
 from distft.config import schema
 from distft.data.corpus import Corpus
 from distft.data.loader import Batch, evaluation_batches
 from distft.data.pack import plan
+from distft.data.prepare import Prepared, prepare
 from distft.engine.base import Engine
 from distft.errors import ConfigError
+from distft.model import load as model
+from distft.model.tokenizer import load_tokenizer
 from distft.runtime.env import Ranks
 from distft.runtime.group import Group
 from distft.runtime.stop import StopFlag
+from distft.task import base as tasks
 from distft.task.base import Scores, Task
 
 MOST = 700.0
@@ -99,6 +105,22 @@ def held_out(
         pad_id=pad_id,
     )
     return HeldOut(corpus, batches, task, facts, bool(metrics), config.task.TOKEN_LOSS)
+
+
+def read_held_out(
+    config: schema.Config, facts: dict[str, Any] | None
+) -> tuple[PreTrainedTokenizerFast, Task, Prepared, Corpus]:
+    """What a trained run is to be measured on, read as it was trained: `facts` are what it learnt of its data.
+
+    Raises ConfigError where nothing is held out.
+    """
+    model.check(config.model, config.data.max_length)
+    tokenizer = load_tokenizer(config.model, config.data.chat_template)
+    task = tasks.build(config.task)
+    prepared = prepare(config.data, task.reader(tokenizer, config.data, facts))
+    if prepared.eval is None:
+        raise ConfigError("data.eval: must be set where the run held nothing out; give data.eval=my.jsonl")
+    return tokenizer, task, prepared, prepared.eval
 
 
 def write_files(scores: Scores, folder: Path) -> None:

@@ -100,37 +100,24 @@ def _assemble(
     from distft.checkpoint import Checkpoints
     from distft.data.loader import Loader
     from distft.data.pack import plan
-    from distft.engine import base as engines
     from distft.evaluation import held_out
     from distft.loop import Progress, Run
-    from distft.model import load as model
     from distft.plan_lines import describe_run
     from distft.rehearsal import rehearse
-    from distft.tracking import RunInfo
-    from distft.tracking import build as build_tracker
+    from distft.stage import set_up
 
-    engine = engines.build(config, group, model.compute_dtype(config.model, group.device))
-
-    def shard(block: Any) -> None:
-        stop.raise_if_any(group)  # loading may take longer than the warning before a kill
-        engine.shard(block)
-
-    loaded = model.load(
-        config.model,
-        config.adapter,
-        seed=config.seed,
-        device=group.device,
-        shard=shard,
-        architecture=task.architecture(prepared.facts),
+    facts, ranks = prepared.facts, group.ranks
+    stage = set_up(
+        config,
+        group,
+        task.architecture(facts),
+        lambda loaded: task.module(loaded, facts),
+        poll=lambda: stop.raise_if_any(group),
     )
-    module = task.module(loaded, prepared.facts)
-    module.regularise(config.regularisation)
-    beside = module.beside()
-    engine.start(module)
+    engine, module, loaded = stage.engine, stage.module, stage.loaded
     sides = {"train": prepared.train, "eval": prepared.eval}
     rehearse(module, engine, sides, prepared.folder, config, group, pad_id, stop)
 
-    ranks = group.ranks
     loader = Loader(
         prepared.train,
         plan(prepared.train.lengths, config.data.max_length, config.data.packing),
@@ -149,7 +136,7 @@ def _assemble(
         weights=module.weights_file,
         keep=config.checkpoint.keep,
         describe=module.describe(config.model, config.adapter),
-        beside=beside,
+        beside=stage.beside,
         may_publish=folder.is_mine,
     )
     newest = checkpoints.find(config.resume)
@@ -158,28 +145,17 @@ def _assemble(
     run_id = group.from_main(folder.begin(loaded.identity, prepared.digest, state) if ranks.is_main else None)
     if newest:
         checkpoints.go_on_from(newest)
-    tracker = build_tracker(config.tracking, global_rank=ranks.global_rank)
-    tracker.start(
-        RunInfo(
-            name=config.name,
-            run_dir=folder.path,
-            run_id=run_id,
-            plan=describe_run(config, group, loaded, loader, prepared, folder.path, newest),
-            num_steps=loader.num_steps,
-            world_size=ranks.world_size,
-            first_step=progress.step,
-            config=config.model_dump(mode="json"),
-        )
-    )
+    plan_lines = describe_run(config, group, loaded, loader, prepared, folder.path, newest)
+    tracker = _tracker(config, folder, ranks, run_id, plan_lines, loader.num_steps, progress.step)
     return Run(
         config=config,
         group=group,
         engine=engine,
         schedule=schedule,
         loader=loader,
-        held_out=held_out(prepared.eval, task, config, prepared.facts, ranks, pad_id) if prepared.eval else None,
+        held_out=held_out(prepared.eval, task, config, facts, ranks, pad_id) if prepared.eval else None,
         earlier={
-            name: held_out(each.eval, task, config, prepared.facts, ranks, pad_id)
+            name: held_out(each.eval, task, config, facts, ranks, pad_id)
             for name, each in earlier.items()
             if each.eval is not None
         },
@@ -196,6 +172,28 @@ def _assemble(
             "resumed_from": None if config.resume in ("auto", "never") else config.resume,
         },
     )
+
+
+def _tracker(
+    config: Config, folder: RunFolder, ranks: Ranks, run_id: str, plan: Any, num_steps: int, first_step: int
+) -> Any:
+    from distft.tracking import RunInfo
+    from distft.tracking import build as build_tracker
+
+    tracker = build_tracker(config.tracking, global_rank=ranks.global_rank)
+    tracker.start(
+        RunInfo(
+            name=config.name,
+            run_dir=folder.path,
+            run_id=run_id,
+            plan=plan,
+            num_steps=num_steps,
+            world_size=ranks.world_size,
+            first_step=first_step,
+            config=config.model_dump(mode="json"),
+        )
+    )
+    return tracker
 
 
 def _train(run: "Run", folder: RunFolder, tokenizer: Any, prepared: Any) -> None:

@@ -92,6 +92,13 @@ class Corpus:
         assert self.folder is not None
         return np.load(self.folder / "rows.npy", mmap_mode="r")[self.index]
 
+    def by_row(self) -> list[list[int]]:
+        """The documents of each row: the windows of a long text are several."""
+        found: dict[int, list[int]] = {}
+        for document, row in enumerate(self.rows.tolist()):
+            found.setdefault(row, []).append(document)
+        return list(found.values())
+
     def reference(self, i: int) -> Any:
         """What the task's metrics know of the row of a held-out document beside its labels."""
         assert self.folder is not None

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -122,6 +122,17 @@ class Reader(Protocol):
         ...
 
 
+def checked(rows: list[dict], check: Callable[[dict], Any]) -> tuple[list[Any], list[int]]:
+    """What `check` makes of each row, or the Malformed that it raised; and the numbers of the rows that are good."""
+    results: list[Any] = []
+    for row in rows:
+        try:
+            results.append(check(row))
+        except Malformed as error:
+            results.append(error)
+    return results, [i for i, result in enumerate(results) if not isinstance(result, Malformed)]
+
+
 def question_hash(question: str) -> int:
     """64 bits of the sha256."""
     return int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "little")
@@ -133,6 +144,13 @@ def check_unicode(value: str, column: str) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise Malformed(f"{column!r} must be valid Unicode, got a lone surrogate at character {error.start}") from None
+
+
+def check_columns(row: dict, columns: Iterable[str]) -> None:
+    """Raises Malformed where one of them is missing or null."""
+    missing = [column for column in columns if row.get(column) is None]
+    if missing:
+        raise Malformed(f"must have {' and '.join(map(repr, missing))}, got {sorted(row)}")
 
 
 def check_text(row: dict, column: str) -> str:

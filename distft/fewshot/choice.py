@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from distft.errors import ConfigError
 from distft.fewshot.tree import Tree
 from distft.task.base import Prompts, TaskModule
-from distft.task.causal_lm import CausalLM, head_losses
+from distft.task.causal_lm import greedy_replies, head_losses
 
 
 class Chooser(TaskModule):
@@ -28,7 +28,7 @@ class Chooser(TaskModule):
         return list(self.base.get_output_embeddings().parameters())
 
     def reply(self, prompts: Prompts) -> list[list[int]]:
-        return CausalLM.reply(self, prompts)  # type: ignore[arg-type]
+        return greedy_replies(self, prompts)
 
     def _read(self, tree: Tree) -> Tensor:
         """Last hidden states [1, N, H]."""

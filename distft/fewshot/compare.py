@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from distft.errors import ConfigError
 from distft.fewshot.prompt import Prompt
 from distft.runtime import log
 from distft.runtime.env import Ranks
-from distft.trained import check_same_base, facts_beside, open_weights
+from distft.trained import facts_beside
 
 if TYPE_CHECKING:
     from distft.fewshot.rows import Labelled
@@ -109,22 +109,22 @@ def ask(config: Config, wanted: Wanted) -> "list[Asked]":
 
 def measure(config: Config, wanted: Wanted, asked: "list[Asked]", group: Any) -> list[dict[str, Any]]:
     """The table's rows: every candidate with every number of shots, then the ensemble. Every rank gets them."""
-    from distft.engine import base as engines
-    from distft.model import load as model
+    from distft.stage import set_up
 
-    engine = engines.build(config, group, model.compute_dtype(config.model, group.device))
-    module = _chooser(config, wanted, group, engine)
-    trained = [
-        None if each.weights is None else open_weights(each.weights, module.weights_file, module.trainable())
-        for each in wanted.candidates
-    ]
-    engine.start(module)
-    rows, measured = [], dict[int, list[np.ndarray]]()
-    for candidate, tensors in zip(wanted.candidates, trained, strict=True):
-        if tensors is not None:
-            engine.load_trainable_state(tensors.read)
+    stage = set_up(
+        config,
+        group,
+        _architecture(config, wanted),
+        _chooser,
+        runs=[each.run for each in wanted.candidates if each.run is not None],
+        weights=[each.weights for each in wanted.candidates if each.weights is not None],
+    )
+    rows, measured, trained = [], dict[int, list[np.ndarray]](), iter(stage.trained)
+    for candidate in wanted.candidates:
+        if candidate.weights is not None:
+            stage.engine.load_trainable_state(next(trained).read)
         for each in asked:
-            chances = each.chances(engine, group)
+            chances = each.chances(stage.engine, group)
             measured.setdefault(each.shots, []).append(chances)
             rows.append({"model": candidate.name, "shots": each.shots, **each.numbers(chances)})
     for each in asked if wanted.ensemble else []:
@@ -133,43 +133,36 @@ def measure(config: Config, wanted: Wanted, asked: "list[Asked]", group: Any) ->
     return rows
 
 
-def _chooser(config: Config, wanted: Wanted, group: Any, engine: Any) -> Any:
-    """The module that the engine is to take. Raises ConfigError for a run whose model writes no text."""
-    from peft import PeftModel
+def _architecture(config: Config, wanted: Wanted) -> Any:
+    """Raises ConfigError for a run whose model writes no text."""
     from transformers import AutoModelForCausalLM
 
-    from distft.fewshot.choice import Chooser
-    from distft.model import load as model
     from distft.model.architecture import CAUSAL
     from distft.task import base as tasks
 
     first = next((each.weights for each in wanted.candidates if each.weights is not None), None)
     architecture = CAUSAL
     if first is not None:
-        architecture = tasks.build(config.task).architecture(facts_beside(first) or {})
+        architecture = replace(tasks.build(config.task).architecture(facts_beside(first) or {}), teacher=None)
     if architecture.auto is not AutoModelForCausalLM or architecture.heads:
         raise ConfigError(
             f"prompt: must go with a run whose model writes text, got task={config.task.name}; "
             "remove prompt= to measure such a run by its own head"
         )
-    loaded = model.load(
-        config.model,
-        config.adapter,
-        seed=config.seed,
-        device=group.device,
-        shard=engine.shard,
-        architecture=architecture,
-    )
-    for each in wanted.candidates:
-        if each.run is not None:
-            check_same_base(each.run, loaded.identity)
-    base = loaded.model.get_base_model() if isinstance(loaded.model, PeftModel) else loaded.model
-    if any(getattr(part, "is_causal", True) is False for part in base.base_model.modules()):
+    return architecture
+
+
+def _chooser(loaded: Any) -> Any:
+    """Raises ConfigError for an encoder."""
+    from distft.fewshot.choice import Chooser
+
+    chooser = Chooser(loaded.model, loaded.compute_dtype)
+    if any(getattr(part, "is_causal", True) is False for part in chooser.base.base_model.modules()):
         raise ConfigError(
-            f"prompt: must be asked of a model that writes text, got an encoder, {type(base).__name__}; "
+            f"prompt: must be asked of a model that writes text, got an encoder, {type(chooser.base).__name__}; "
             "take another model"
         )
-    return Chooser(loaded.model, loaded.compute_dtype)
+    return chooser
 
 
 class Asked:

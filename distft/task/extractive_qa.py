@@ -161,11 +161,8 @@ class ExtractiveQaTask:
         return self.config.METRICS
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
-        rows: dict[int, list[int]] = {}
-        for document in range(held_out.num_documents):
-            rows.setdefault(int(held_out.rows[document]), []).append(document)
         exact, f1 = [], []
-        for documents in rows.values():
+        for documents in held_out.by_row():
             reference = held_out.reference(documents[0])
             found = best_answer([outputs[i] for i in documents], reference, self.config)
             answers = reference["answers"] or [""]

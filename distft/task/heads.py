@@ -1,5 +1,8 @@
 """How the heads of `transformers` models turn last hidden states into logits: at chosen tokens, and nowhere else."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -7,6 +10,11 @@ from distft.errors import ConfigError
 
 ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra")
 """Model types whose heads are known. A decoder's is its `score`."""
+
+
+def class_names(names: Sequence[str]) -> dict[str, Any]:
+    """Entries of a model's config that give its head an output a class."""
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 
 def is_decoder(model: PreTrainedModel) -> bool:

@@ -9,7 +9,18 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from distft.config import schema
-from distft.data.document import Document, Layout, Malformed, Reading, Seen, Unusable, check_text, short
+from distft.data.document import (
+    Document,
+    Layout,
+    Malformed,
+    Reading,
+    Seen,
+    Unusable,
+    check_columns,
+    check_text,
+    checked,
+    short,
+)
 from distft.errors import ConfigError
 
 Kind = Literal["single_label", "multi_label", "regression"]
@@ -78,23 +89,17 @@ class LabelledTexts:
         return None
 
     def documents(self, rows: list[dict], format: str) -> list[Reading]:
-        results: list[Any] = [self._attempt(row, format) for row in rows]
-        good = [i for i, result in enumerate(results) if not isinstance(result, Malformed)]
+        results, good = checked(rows, lambda row: self._texts_and_label(row, format))
         encoded = encode(self.tokenizer, [results[i][0] for i in good], self.data)
         for i, (ids, truncated) in zip(good, encoded, strict=True):
             document = Document(ids, results[i][1], targets=1, truncated=truncated)
             results[i] = [document] if len(ids) else Unusable("no tokens")
         return results
 
-    def _attempt(self, row: dict, format: str) -> tuple[tuple[str, ...], np.ndarray] | Malformed:
-        try:
-            missing = [column for column in self.formats[format] if row.get(column) is None]
-            if missing:
-                raise Malformed(f"must have {' and '.join(map(repr, missing))}, got {sorted(row)}")
-            texts = tuple(check_text(row, column) for column in self.formats[format] if column != "label")
-            return texts, self._label(row["label"])
-        except Malformed as error:
-            return error
+    def _texts_and_label(self, row: dict, format: str) -> tuple[tuple[str, ...], np.ndarray]:
+        check_columns(row, self.formats[format])
+        texts = tuple(check_text(row, column) for column in self.formats[format] if column != "label")
+        return texts, self._label(row["label"])
 
     def _label(self, label: Any) -> np.ndarray:
         if self.kind == "regression":

@@ -7,7 +7,18 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from distft.config import schema
-from distft.data.document import Document, Layout, Malformed, Reading, Seen, Unusable, check_unicode, short
+from distft.data.document import (
+    Document,
+    Layout,
+    Malformed,
+    Reading,
+    Seen,
+    Unusable,
+    check_columns,
+    check_unicode,
+    checked,
+    short,
+)
 from distft.data.template import Template, check_message, prompt_text
 
 ANSWERS = ("chosen", "rejected")
@@ -48,8 +59,7 @@ class Pairs:
         return row["prompt"] + row["chosen"] if isinstance(row["prompt"], list) else None
 
     def documents(self, rows: list[dict], format: str) -> list[Reading]:
-        results: list[Any] = [self._malformed(row, format) for row in rows]
-        good = [i for i, result in enumerate(results) if result is None]
+        results, good = checked(rows, lambda row: self._check(row, format))
         sides = [
             self.template.documents([_completed(rows[i], answer) for i in good], "prompt_completion")
             for answer in ANSWERS
@@ -58,21 +68,15 @@ class Pairs:
             results[i] = self._pair(chosen, rejected)
         return results
 
-    def _malformed(self, row: dict, format: str) -> Malformed | None:
+    def _check(self, row: dict, format: str) -> None:
         columns = self.formats[format]
-        try:
-            missing = [column for column in columns if row.get(column) is None]
-            if missing:
-                raise Malformed(f"must have {' and '.join(map(repr, missing))}, got {sorted(row)}")
-            for column in columns:
-                _check_column(row[column], column)
-            if len({type(row[column]) for column in columns}) > 1:
-                raise Malformed("'prompt', 'chosen' and 'rejected' must be all strings or all lists of messages")
-            if row["chosen"] == row["rejected"]:
-                raise Malformed(f"'chosen' and 'rejected' must differ, got {short(row['chosen'])} twice")
-        except Malformed as error:
-            return error
-        return None
+        check_columns(row, columns)
+        for column in columns:
+            _check_column(row[column], column)
+        if len({type(row[column]) for column in columns}) > 1:
+            raise Malformed("'prompt', 'chosen' and 'rejected' must be all strings or all lists of messages")
+        if row["chosen"] == row["rejected"]:
+            raise Malformed(f"'chosen' and 'rejected' must differ, got {short(row['chosen'])} twice")
 
     def _pair(self, chosen: Reading, rejected: Reading) -> Reading:
         if not isinstance(chosen, list):

@@ -18,14 +18,14 @@ from transformers import AutoModelForTokenClassification, PreTrainedModel, PreTr
 
 from distft.config import schema
 from distft.data.corpus import Corpus
-from distft.data.document import Document, Layout, Malformed, Reading, Seen, Unusable, check_text, short
+from distft.data.document import Document, Layout, Malformed, Reading, Seen, Unusable, check_text, checked, short
 from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task import classification
 from distft.task.base import Scores, TaskModule
-from distft.task.heads import classify_tokens, is_decoder, require_known
+from distft.task.heads import class_names, classify_tokens, is_decoder, require_known
 from distft.task.labels import separator
 
 MARKS = {"subject": ("@ ", " @"), "object": ("# ", " #")}
@@ -70,13 +70,7 @@ class MarkedSpans:
         return None
 
     def documents(self, rows: list[dict], format: str) -> list[Reading]:
-        results: list[Any] = []
-        for row in rows:
-            try:
-                results.append(self._mark(row))
-            except Malformed as error:
-                results.append(error)
-        good = [i for i, result in enumerate(results) if not isinstance(result, Malformed)]
+        results, good = checked(rows, self._mark)
         if good:
             texts = [results[i][0] for i in good]
             encoded = self.tokenizer(texts, return_offsets_mapping=True, verbose=False)
@@ -135,10 +129,8 @@ class RelationExtractionTask:
         return reader if facts is None else replace(reader, labels=tuple(facts["labels"]), known=True)
 
     def architecture(self, facts: dict[str, Any]) -> Architecture:
-        names = facts["labels"]
-        settings = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
-        heads = ("score", "classifier")
-        return Architecture(AutoModelForTokenClassification, settings, heads, _widen, peft_task=TaskType.TOKEN_CLS)
+        names, heads = class_names(facts["labels"]), ("score", "classifier")
+        return Architecture(AutoModelForTokenClassification, names, heads, _widen, peft_task=TaskType.TOKEN_CLS)
 
     def module(self, loaded: Loaded, facts: dict[str, Any]) -> "RelationClassifier":
         return RelationClassifier(loaded.model, loaded.compute_dtype, facts)

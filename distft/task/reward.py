@@ -15,7 +15,7 @@ from distft.data.loader import Batch
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task.base import Scores, TaskModule
-from distft.task.heads import classify, is_decoder, require_known
+from distft.task.heads import class_names, classify, is_decoder, require_known
 from distft.task.pairs import Pairs
 from distft.task.preference import margin_scores
 
@@ -31,9 +31,8 @@ class RewardTask:
         return Pairs(tokenizer, data, self.config.FORMATS, {"labels": [NAME]})
 
     def architecture(self, facts: dict[str, Any]) -> Architecture:
-        settings = {"id2label": {0: NAME}, "label2id": {NAME: 0}}
-        heads = ("score", "pre_classifier", "classifier")
-        return Architecture(AutoModelForSequenceClassification, settings, heads, peft_task=TaskType.SEQ_CLS)
+        names, heads = class_names([NAME]), ("score", "pre_classifier", "classifier")
+        return Architecture(AutoModelForSequenceClassification, names, heads, peft_task=TaskType.SEQ_CLS)
 
     def module(self, loaded: Loaded, facts: dict[str, Any]) -> "Reward":
         return Reward(loaded.model, loaded.compute_dtype, facts)

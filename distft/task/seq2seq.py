@@ -18,7 +18,7 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedToke
 
 from distft.config import schema
 from distft.data.corpus import IGNORED, Corpus
-from distft.data.document import Document, Layout, Malformed, Reading, Seen, Unusable, check_text
+from distft.data.document import Document, Layout, Reading, Seen, Unusable, check_text, checked
 from distft.data.loader import Batch
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
@@ -56,19 +56,16 @@ class SourceTarget:
         return None
 
     def documents(self, rows: list[dict], format: str) -> list[Reading]:
-        results: list[Any] = []
-        for row in rows:
-            try:
-                results.append((self.config.prefix + check_text(row, "source"), check_text(row, "target")))
-            except Malformed as error:
-                results.append(error)
-        good = [i for i, result in enumerate(results) if not isinstance(result, Malformed)]
+        results, good = checked(rows, self._texts)
         if good:
             sources = self.tokenizer([results[i][0] for i in good], verbose=False)["input_ids"]
             targets = self.tokenizer(text_target=[results[i][1] for i in good], verbose=False)["input_ids"]
             for i, source, target in zip(good, sources, targets, strict=True):
                 results[i] = self._document(self._ended(source), self._ended(target), results[i][1])
         return results
+
+    def _texts(self, row: dict) -> tuple[str, str]:
+        return self.config.prefix + check_text(row, "source"), check_text(row, "target")
 
     def _ended(self, ids: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id

@@ -18,7 +18,7 @@ from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task import classification
 from distft.task.base import Scores, TaskModule
-from distft.task.heads import classify, is_decoder, require_known
+from distft.task.heads import class_names, classify, is_decoder, require_known
 from distft.task.labels import LabelledTexts
 
 PROBLEMS = {
@@ -50,12 +50,7 @@ class SequenceClassificationTask:
         )
 
     def architecture(self, facts: dict[str, Any]) -> Architecture:
-        names = facts["labels"] or ["value"]
-        settings = {
-            "id2label": dict(enumerate(names)),
-            "label2id": {name: i for i, name in enumerate(names)},
-            "problem_type": PROBLEMS[facts["kind"]],
-        }
+        settings = {**class_names(facts["labels"] or ["value"]), "problem_type": PROBLEMS[facts["kind"]]}
         heads = ("score", "pre_classifier", "classifier")
         return Architecture(AutoModelForSequenceClassification, settings, heads, peft_task=TaskType.SEQ_CLS)
 

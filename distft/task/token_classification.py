@@ -15,14 +15,14 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFas
 
 from distft.config import schema
 from distft.data.corpus import IGNORED, Corpus
-from distft.data.document import Document, Layout, Malformed, Reading, Seen, Unusable, check_unicode, short
+from distft.data.document import Document, Layout, Malformed, Reading, Seen, Unusable, check_unicode, checked, short
 from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task import classification
 from distft.task.base import Scores, TaskModule
-from distft.task.heads import classify_tokens, require_known
+from distft.task.heads import class_names, classify_tokens, require_known
 from distft.task.labels import separator
 
 Scheme = Literal["bio", "bioes", "plain"]
@@ -79,13 +79,7 @@ class TaggedWords:
         return None
 
     def documents(self, rows: list[dict], format: str) -> list[Reading]:
-        results: list[Any] = []
-        for row in rows:
-            try:
-                results.append(self._check(row))
-            except Malformed as error:
-                results.append(error)
-        good = [i for i, result in enumerate(results) if not isinstance(result, Malformed)]
+        results, good = checked(rows, self._check)
         if good:
             texts = [" ".join(rows[i]["tokens"]) for i in good]
             encoded = self.tokenizer(texts, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
@@ -177,10 +171,8 @@ class TokenClassificationTask:
         )
 
     def architecture(self, facts: dict[str, Any]) -> Architecture:
-        tags = facts["tags"]
-        settings = {"id2label": dict(enumerate(tags)), "label2id": {tag: i for i, tag in enumerate(tags)}}
-        heads = ("score", "classifier")
-        return Architecture(AutoModelForTokenClassification, settings, heads, peft_task=TaskType.TOKEN_CLS)
+        names, heads = class_names(facts["tags"]), ("score", "classifier")
+        return Architecture(AutoModelForTokenClassification, names, heads, peft_task=TaskType.TOKEN_CLS)
 
     def module(self, loaded: Loaded, facts: dict[str, Any]) -> "TokenClassifier":
         return TokenClassifier(loaded.model, loaded.compute_dtype, facts)
@@ -202,11 +194,8 @@ def tagged_rows(
     outputs: Mapping[int, Any], held_out: Corpus, tags: list[str]
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Tags of the data and of the model, row by row. A word without a token is found to be what most words are: `O`."""
-    rows: dict[int, list[int]] = {}
-    for document in range(held_out.num_documents):
-        rows.setdefault(int(held_out.rows[document]), []).append(document)
     truth, found = [], []
-    for documents in rows.values():
+    for documents in held_out.by_row():
         reference = held_out.reference(documents[0])
         numbers = np.concatenate([outputs[document] for document in documents])
         row = ["O" if "O" in tags else tags[0]] * len(reference["tags"])
