@@ -64,11 +64,11 @@ def unshipped(family: str = "causal_lm") -> dict[str, dict[str, Any]]:
 
 
 def cells(family: str, name: str) -> list[tuple[str, str]]:
-    """Engine and base of each run of a method: all for causal language models, and fewer elsewhere, to save time."""
+    """Engine and base of each run of a method: all of them for the shipped options, fewer for the rest of PEFT's."""
     every = [(engine, base) for engine in ENGINES for base in BASES]
-    if family != "causal_lm":
-        return [("single", "fp32"), ("fsdp", "nf4")] if name in shipped() else [("single", "fp32")]
-    return every if name in shipped() else [cell for cell in every if "single" in cell or "nf4" in cell]
+    if name in shipped():
+        return every
+    return [cell for cell in every if "single" in cell or "nf4" in cell] if family == "causal_lm" else every[:1]
 
 
 def _small(section: dict[str, Any], family: str) -> dict[str, Any]:

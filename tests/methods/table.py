@@ -1,4 +1,4 @@
-"""PYTHONPATH=tests/engine:tests/methods python -m tests.methods.table: writes docs/methods.md, what the tests run."""
+"""PYTHONPATH=tests/engine:tests/methods:. python -m tests.methods.table: writes what the tests run into the docs."""
 
 from pathlib import Path
 
@@ -10,10 +10,12 @@ from tests.methods import methods
 from tests.methods.families import FAMILIES
 
 PLACE = Path(__file__).parents[2] / "docs" / "methods.md"
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- methods: made by tests/methods/table.py -->\n", "<!-- end of methods -->\n"
 HEAD = """\
 # Methods
 
-Made by `PYTHONPATH=tests/engine:tests/methods python -m tests.methods.table`; a test compares it with what that writes.
+Made by `PYTHONPATH=tests/engine:tests/methods:. python -m tests.methods.table`; a test compares it with the methods.
 Every tick is a run of two steps in `tests/methods`: what should train gets a gradient and moves, nothing else moves,
 gradients on two ranks are those of one, and a saved run goes on as if it had not stopped (on two ranks: the NF4 ones).
 `-`: the config or the model refuses it; the reason stands below.
@@ -40,6 +42,39 @@ def text() -> str:
     return HEAD.format(tables=tables, reasons=told, unfit=unfit)
 
 
+def summary() -> str:
+    """The README's form: of each task family the options that are refused, everywhere or on an engine or base."""
+    cells = methods.cells("causal_lm", "lora")
+    axes = [*methods.BASES, *methods.ENGINES]
+    lines = [f"| task family | refused everywhere | {' | '.join(f'{axis} besides' for axis in axes)} |"]
+    lines.append("| --- " * (len(axes) + 2) + "|")
+    for family in FAMILIES:
+        refused = {cell: _refused(family, *cell) for cell in cells}
+        everywhere = set.intersection(*refused.values())
+        besides = {axis: set.intersection(*(refused[c] for c in cells if axis in c)) - everywhere for axis in axes}
+        told = {cell: everywhere.union(*(besides[axis] for axis in cell)) for cell in cells}
+        assert told == refused, "refused for an engine with a base: the table has no column for that"
+        found = [everywhere, *besides.values()]
+        lines.append(
+            f"| `{family}` | {' | '.join(' '.join(f'`{n}`' for n in sorted(names)) or '-' for names in found)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _refused(family: str, engine: str, base: str) -> set[str]:
+    return {
+        name
+        for name, section in methods.shipped(family).items()
+        if methods.refusals(cases.config(section, engine, methods.BASES[base], family))
+    }
+
+
+def in_readme(text: str) -> str:
+    """The README with the summary between its marks."""
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + summary() + END + rest.split(END)[1]
+
+
 def _table(family: str, reasons: dict[str, list[str]], *, files: bool) -> str:
     sections = methods.shipped(family) if files else methods.unshipped(family)
     cells = methods.cells(family, next(iter(sections)))
@@ -63,3 +98,4 @@ def _table(family: str, reasons: dict[str, list[str]], *, files: bool) -> str:
 if __name__ == "__main__":
     PLACE.parent.mkdir(exist_ok=True)
     PLACE.write_text(text())
+    README.write_text(in_readme(README.read_text()))

@@ -40,8 +40,10 @@ def assert_trains(result):
 def assert_agrees(ours, alone):
     assert ours["loss"] == pytest.approx(alone["loss"], rel=1e-6)
     assert ours["gradients"].keys() == alone["gradients"].keys()
+    largest = max(gradient.abs().max().item() for gradient in alone["gradients"].values())
     for name, gradient in alone["gradients"].items():
-        tolerance = 1e-5 * gradient.abs().max().item() + 1e-12
+        # A bias of BERT's keys shifts all of a softmax's inputs alike: its gradient is zero, and what is seen is rounding.
+        tolerance = 1e-5 * gradient.abs().max().item() + 1e-7 * largest
         torch.testing.assert_close(ours["gradients"][name], gradient, rtol=0, atol=tolerance)
 
 
@@ -64,7 +66,8 @@ def test_what_trains_gets_a_gradient_and_moves_and_nothing_else_does_and_resume_
         assert_agrees(first, reference)
 
 
-def test_the_committed_table_is_that_of_the_methods():
+def test_the_committed_tables_are_those_of_the_methods():
     from tests.methods import table
 
     assert table.PLACE.read_text() == table.text(), "made by tests/methods/table.py"
+    assert table.README.read_text() == table.in_readme(table.README.read_text()), "made by tests/methods/table.py"
