@@ -58,7 +58,8 @@ class Command(Section):
     ensemble: list[str] = []
     """Folders of runs on one base, in place of run=: each is measured, and the mean of their probabilities."""
     lm_eval: list[str] = []
-    """Tasks of lm-eval (the extra `lm_eval`) that base and trained model are put to, with `shots` examples each."""
+    """Tasks of lm-eval (the extra `lm_eval`), or YAML files of your own, that base and trained model are put to, with
+    `shots` examples each."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def _problems(run: Path | None, config: Config, own: Command, ranks: Ranks) -> I
             yield from check_members(run, others, "ensemble", shape=type(config.adapter).model_fields)
         yield from [] if own.prompt is not None else ensembles.check(config)
     if own.lm_eval:
-        yield from harness.check(own.prompt, own.ensemble, ranks)
+        yield from harness.check(own.lm_eval, own.prompt, own.ensemble, ranks)
 
 
 def _shots(own: Command) -> list[int]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -17,10 +18,13 @@ from distft.trained import find_weights
 RESULT = "lm_eval.json"
 
 
-def check(prompt: str | None, ensemble: list[str], ranks: Ranks) -> Iterator[str]:
+def check(names: list[str], prompt: str | None, ensemble: list[str], ranks: Ranks) -> Iterator[str]:
     """What stands in the way. Imports neither torch nor lm-eval."""
     if importlib.util.find_spec("lm_eval") is None:
         yield "lm_eval: must have the package lm-eval, which is not installed; pip install 'distft[lm_eval]'"
+    for file in filter(_is_file, names):
+        if not Path(file).expanduser().is_file():
+            yield f"lm_eval: must be names of lm-eval's tasks, or YAML files that are there, got {file}; check the path"
     if prompt is not None or ensemble:
         beside = "prompt" if prompt is not None else "ensemble"
         yield f"lm_eval: must stand alone, its tasks have prompts of their own, got {beside}= besides; remove one"
@@ -33,20 +37,18 @@ def measure(
 ) -> dict[str, Any]:
     """Every task, by base and trained model, with each number of shots; prints a table, writes `lm_eval.json`.
 
-    One process. Raises ConfigError for tasks that lm-eval does not know.
+    `names`: of lm-eval's tasks, or YAML files of one's own. One process. Raises ConfigError for tasks that lm-eval does
+    not know.
     """
     log.start(0)
     import torch
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
     from peft import PeftModel
 
     from distft.model import adapter
 
-    unknown = sorted(set(names) - set(TaskManager().all_tasks))
-    if unknown:
-        raise ConfigError(f"lm_eval: must be tasks of lm-eval, got {', '.join(unknown)}; see lm-eval ls tasks")
+    manager, tasks = _find(names)
     model, tokenizer = _load(run, config, checkpoint)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -61,7 +63,7 @@ def measure(
         for count in shots:
             with switched(), torch.no_grad():
                 lm = HFLM(pretrained=base, tokenizer=tokenizer, batch_size=config.data.micro_batch)
-                found = simple_evaluate(model=lm, tasks=names, num_fewshot=count)
+                found = simple_evaluate(model=lm, tasks=tasks, num_fewshot=count, task_manager=manager)
             for task, numbers in found["results"].items():
                 told = {key: value for key, value in numbers.items() if isinstance(value, int | float)}
                 rows.append({"model": side, "shots": count, "task": task, **told})
@@ -73,6 +75,32 @@ def measure(
         aside.replace(run / RESULT)
         print(f"written   {run / RESULT}")
     return result
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _find(names: list[str]) -> tuple[Any, list[str]]:
+    """What knows the tasks, and their names. Raises ConfigError for tasks that nobody knows."""
+    from lm_eval.tasks import TaskManager
+
+    files = {name: Path(name).expanduser() for name in names if _is_file(name)}
+    own = [str(file.absolute().parent) for file in files.values()]
+    manager = TaskManager(
+        include_path=own or None, include_defaults=len(files) < len(names)
+    )  # reading those takes long
+    found = []
+    for name in names:
+        # The file may have tags of lm-eval's own, which a plain YAML reader refuses.
+        told = re.search(r"^task:\s*(\S+)", files[name].read_text(), re.MULTILINE) if name in files else None
+        found.append(told[1] if told else name)
+    if unknown := sorted(set(found) - set(manager.all_tasks)):
+        raise ConfigError(
+            f"lm_eval: must be names of lm-eval's tasks, or YAML files with a `task:`, got {', '.join(unknown)}; "
+            "see lm-eval ls tasks"
+        )
+    return manager, found
 
 
 def _load(run: Path | None, config: Config, checkpoint: str | None) -> tuple[Any, Any]:

@@ -2,10 +2,10 @@
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,24 +253,26 @@ def replies_of_folder(base: Path, adapter: Path, texts: list[str], count: int) -
     return replies
 
 
-def command_with_path(folder: Path, program: str, argv: list[str]) -> Done:
-    """`command` with a folder of packages in front of those that are installed."""
-    sys.path.insert(0, str(folder))
+def command_without(package: str, program: str, argv: list[str]) -> Done:
+    """`command` where a package is not installed."""
+    find = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, *more: None if name == package else find(name, *more)
     try:
         return command(program, argv)
     finally:
-        sys.path.remove(str(folder))
-        for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
-            del sys.modules[name]
+        importlib.util.find_spec = find
 
 
-def loss_of_text(base: Path, adapter: Path | None, text: str) -> float:
+def loss_of_target(base: Path, adapter: Path | None, text: str, target: str) -> float:
+    """Minus the log-likelihood of `target` after `text`."""
     import torch
 
     model, tokenizer = _adapted(base, adapter)
-    ids = tokenizer(text, return_tensors="pt").input_ids
+    known = len(tokenizer(text, add_special_tokens=False).input_ids)
+    ids = tokenizer(text + target, add_special_tokens=False, return_tensors="pt").input_ids
     with torch.no_grad():
-        return model(input_ids=ids, labels=ids).loss.item()
+        chances = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    return -chances.gather(1, ids[0, 1:, None])[known - 1 :].sum().item()
 
 
 def _adapted(base: Path, adapter: Path | None) -> tuple[Any, Any]:

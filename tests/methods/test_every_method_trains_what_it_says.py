@@ -42,7 +42,7 @@ def assert_agrees(ours, alone):
     assert ours["gradients"].keys() == alone["gradients"].keys()
     largest = max(gradient.abs().max().item() for gradient in alone["gradients"].values())
     for name, gradient in alone["gradients"].items():
-        # A bias of BERT's keys shifts all of a softmax's inputs alike: its gradient is zero, and what is seen is rounding.
+        # A bias of BERT's keys shifts all inputs of a softmax alike: its gradient is zero, and what is seen rounding.
         tolerance = 1e-5 * gradient.abs().max().item() + 1e-7 * largest
         torch.testing.assert_close(ours["gradients"][name], gradient, rtol=0, atol=tolerance)
 

@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from distft.runtime import slurm
 from distft.status import Status
@@ -78,11 +79,13 @@ def _namespace(pid: int) -> Path | None:
         return None
 
 
-def until(true: Callable[[], object], timeout_s: float = 120, what: Callable[[], object] = lambda: "") -> None:
+def until(true: Callable[[], Any], timeout_s: float = 120, what: Callable[[], object] = lambda: "") -> Any:
+    """What `true` says at last."""
     end = time.monotonic() + timeout_s
-    while not true():
+    while not (found := true()):
         assert time.monotonic() < end, f"not within {timeout_s} s: {what()}"
         time.sleep(0.1)
+    return found
 
 
 def reached(run_dir: Path, step: int, timeout_s: float = 120) -> None:

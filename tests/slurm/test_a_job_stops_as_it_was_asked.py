@@ -1,8 +1,10 @@
 """Asked to stop, hung, or without progress: a job ends in a clear state, and is requeued only if that is meant."""
 
+import contextlib
 import json
 import os
 import signal
+import time
 
 from distft.runtime import slurm
 from distft.status import Status
@@ -65,3 +67,22 @@ def test_a_run_without_progress_gives_up(cluster, words, tmp_path):
     )
     assert "it has made no step that was saved in 2 starts" in story(tmp_path / "run")
     assert row_of(tmp_path / "run").state == "failed"
+
+
+def test_a_node_with_a_slow_rank_is_named_by_the_preflight_and_left_out(cluster, words, tmp_path):
+    job = cluster.launch(
+        tmp_path / "run", words("cluster.nodes=1", "cluster.tasks_per_node=2", "cluster.preflight=true")
+    )
+    ranks = until(lambda: len(found := cluster.ranks_on(1, tmp_path)) == 2 and found)
+    end = time.monotonic() + 100
+    while Status.read(tmp_path / "run").bad_nodes == {}:  # the second rank has a fifth of its time
+        assert time.monotonic() < end, story(tmp_path / "run")
+        for number, seconds in ((signal.SIGSTOP, 0.08), (signal.SIGCONT, 0.02)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(ranks[1], number)
+            time.sleep(seconds)
+    assert Status.read(tmp_path / "run").bad_nodes == {"n1": 2}
+    until(lambda: "requeued without n1" in story(tmp_path / "run"), what=lambda: story(tmp_path / "run"))
+    assert "n1 (rank 1 multiplies at " in story(tmp_path / "run")
+    cancel(tmp_path / "run", now=True)
+    until(lambda: slurm.job_state(job) == "CANCELLED")
