@@ -12,8 +12,9 @@ INSTALLED := $(VENV)/.installed
 train: $(INSTALLED)
 	$(BIN)/python -m distft.train +exp=llama_lora $(ARGS)
 
+# Two at a time; a file's tests stay together, for they share processes that hold a group of ranks.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 # Real jobs on real Slurms of two nodes on this machine, as root; slurm/README.md names the packages.
 test-slurm: $(INSTALLED)

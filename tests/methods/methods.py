@@ -71,6 +71,11 @@ def cells(family: str, name: str) -> list[tuple[str, str]]:
     return [cell for cell in every if "single" in cell or "nf4" in cell] if family == "causal_lm" else every[:1]
 
 
+def resumes(family: str, engine: str, base: str) -> bool:
+    """Whether a run on two ranks is stopped and goes on: what differs there is the base and the engine, not the task."""
+    return base == "nf4" and (engine == "fsdp" or family == "causal_lm")
+
+
 def _small(section: dict[str, Any], family: str) -> dict[str, Any]:
     if section.get("targets") == "all-linear":
         section["targets"] = FAMILIES[family].targets

@@ -17,7 +17,8 @@ HEAD = """\
 
 Made by `PYTHONPATH=tests/engine:tests/methods:. python -m tests.methods.table`; a test compares it with the methods.
 Every tick is a run of two steps in `tests/methods`: what should train gets a gradient and moves, nothing else moves,
-gradients on two ranks are those of one, and a saved run goes on as if it had not stopped (on two ranks: the NF4 ones).
+gradients on two ranks are those of one, and a saved run goes on as if it had not stopped (on two ranks: the NF4 ones,
+of which under `zero3` those of `causal_lm`).
 `-`: the config or the model refuses it; the reason stands below.
 
 {tables}## Refused

@@ -60,7 +60,7 @@ def test_what_trains_gets_a_gradient_and_moves_and_nothing_else_does_and_resume_
     if engine == "single":
         assert_trains(reference)
     else:
-        first, second = two_ranks.run(cases.run, config, tmp_path, base == "nf4")
+        first, second = two_ranks.run(cases.run, config, tmp_path, methods.resumes(family, engine, base))
         assert_trains(first)
         assert_trains(second)
         assert_agrees(first, reference)

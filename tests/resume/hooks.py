@@ -60,8 +60,8 @@ def idle_module(global_rank: int, name: str) -> None:
 
     make = CausalLM.__init__
 
-    def cut(self: CausalLM, *arguments: Any) -> None:
-        make(self, *arguments)
+    def cut(self: CausalLM, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **options)
         self.model.get_submodule(name).register_forward_hook(lambda module, given, out: out.detach())
 
     CausalLM.__init__ = cut
