@@ -72,7 +72,7 @@ def cells(family: str, name: str) -> list[tuple[str, str]]:
 
 
 def resumes(family: str, engine: str, base: str) -> bool:
-    """Whether a run on two ranks is stopped and goes on: what differs there is the base and the engine, not the task."""
+    """Whether a run on two ranks is stopped and goes on: what differs there is base and engine rather than the task."""
     return base == "nf4" and (engine == "fsdp" or family == "causal_lm")
 
 
