@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 from distft.runtime import slurm
 from distft.status import Status
@@ -73,13 +74,16 @@ def test_a_node_with_a_slow_rank_is_named_by_the_preflight_and_left_out(cluster,
     job = cluster.launch(
         tmp_path / "run", words("cluster.nodes=1", "cluster.tasks_per_node=2", "cluster.preflight=true")
     )
-    ranks = until(lambda: len(found := cluster.ranks_on(1, tmp_path)) == 2 and found)
+    until((tmp_path / "run" / "owner.json").exists, what=lambda: story(tmp_path / "run"))
+    second = next(
+        pid for pid in cluster.ranks_on(1, tmp_path) if b"SLURM_PROCID=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
+    )
     end = time.monotonic() + 100
     while Status.read(tmp_path / "run").bad_nodes == {}:  # the second rank has a fifth of its time
         assert time.monotonic() < end, story(tmp_path / "run")
         for number, seconds in ((signal.SIGSTOP, 0.08), (signal.SIGCONT, 0.02)):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(ranks[1], number)
+                os.kill(second, number)
             time.sleep(seconds)
     assert Status.read(tmp_path / "run").bad_nodes == {"n1": 2}
     until(lambda: "requeued without n1" in story(tmp_path / "run"), what=lambda: story(tmp_path / "run"))
