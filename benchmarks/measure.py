@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
@@ -119,16 +120,12 @@ def interleave(a: Arm, b: Arm, blocks: int, warmup: int = 1) -> tuple[list[dict[
 
     The warm-up blocks are in neither.
     """
-    for _ in range(warmup):
-        a.run()
-        b.run()
-    results_a, results_b = [], []
-    for number in range(2 * blocks):
-        first, second = (a, b) if number % 2 == 0 else (b, a)
-        results = {first.name: first.run(), second.name: second.run()}
-        results_a.append(results[a.name])
-        results_b.append(results[b.name])
-    return results_a, results_b
+    pairs = [(a, b)] * warmup + [(a, b), (b, a)] * blocks
+    results: dict[str, list[dict[str, Any]]] = {a.name: [], b.name: []}
+    for pair in track(pairs, f"{a.name} and {b.name}", console=Console(stderr=True)):
+        for arm in pair:
+            results[arm.name].append(arm.run())
+    return results[a.name][warmup:], results[b.name][warmup:]
 
 
 @dataclass(frozen=True)
