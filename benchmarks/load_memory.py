@@ -70,12 +70,13 @@ def rank(name: str, folder: Path, out: Path) -> None:
     from distft.task.causal_lm import CausalLM
 
     engine_section = {"single": schema.Single, "fsdp": schema.Fsdp, "zero2": schema.Zero2, "zero3": schema.Zero3}[name]
-    settings = _Settings(engine_section(name=name), schema.AdamW(name="adamw", lr=1e-4))
+    lora = schema.Lora(method="lora", r=8)
+    settings = _Settings(engine_section(name=name), schema.AdamW(name="adamw", lr=1e-4), lora)
     group = Group(read_ranks())
     section = schema.Model(source=str(folder), dtype="float32")
     engine = engines.build(settings, group, torch.float32)  # type: ignore[arg-type]
     imported = peak_memory_bytes()
-    loaded = model.load(section, schema.Lora(method="lora", r=8), seed=0, device=group.device, shard=engine.shard)
+    loaded = model.load(section, lora, seed=0, device=group.device, shard=engine.shard)
     engine.start(CausalLM(loaded.model, loaded.compute_dtype))
     after_load = peak_memory_bytes()
     ids = torch.arange(64).view(1, 64)
@@ -94,8 +95,8 @@ def rank(name: str, folder: Path, out: Path) -> None:
 class _Settings:
     """As much of a config as `engine.build` reads."""
 
-    def __init__(self, engine: Any, optim: Any):
-        self.engine, self.optim = engine, optim
+    def __init__(self, engine: Any, optim: Any, adapter: Any):
+        self.engine, self.optim, self.adapter = engine, optim, adapter
 
 
 def run_ranks(name: str, folder: Path) -> list[dict[str, Any]]:

@@ -1,11 +1,12 @@
 """What a task asks of every document once, before training, kept beside the tokenised data: a teacher's predictions.
 
-It is found through the engine's own evaluation, so a sharded model takes part as in training, and every rank writes
-what it found. Complete, or not there.
+It is found through the engine's own evaluation, so a sharded model takes part as in training, and rank 0 writes what
+all found. Complete, or not there.
 """
 
 import logging
 import shutil
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def _write(
 ) -> None:
     asked, is_main = module.rehearsal, group.ranks.is_main
     assert asked is not None
-    aside = group.from_main(_make(kept, asked.columns, corpus.num_targets) if is_main else None)
+    aside = kept.with_name(f".{kept.name}.{uuid.uuid4().hex[:8]}")  # other runs may ask the same at the same time
+    # Written by one rank alone: on NFS, what two nodes write to one page of a file is not put together.
+    files = _make(aside, asked.columns, corpus.num_targets) if is_main else {}
     ends = np.cumsum(corpus.target_counts)
     batches = evaluation_batches(
         corpus,
@@ -79,18 +82,17 @@ def _write(
         pad_id=pad_id,
     )
     try:
-        files = {name: np.load(aside / f"{name}.npy", mmap_mode="r+") for name in asked.columns}
         with asked.running():
             for batch in batches:
                 _, found = engine.evaluate(batch)
-                for number, answers in zip(batch.documents, found, strict=True):
+                shares = group.to_main(list(zip(batch.documents, found, strict=True)))
+                for number, answers in (each for share in shares for each in share):
                     for name, values in answers.items():
                         files[name][ends[number] - len(values) : ends[number]] = values
                 if group.any(stop.is_set):
                     raise Stopped(f"stopped while {asked.name} was made; run the same command to begin again")
         for file in files.values():
             file.flush()
-        group.barrier()
         if is_main and not kept.exists():
             aside.rename(kept)
     finally:
@@ -99,11 +101,10 @@ def _write(
     group.barrier()
 
 
-def _make(kept: Path, columns: Columns, num_rows: int) -> Path:
-    """Empty files of the right size, in a folder aside."""
-    aside = kept.with_name(f".{kept.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
-    aside.mkdir()
-    for name, (dtype, width) in columns.items():
-        np.lib.format.open_memmap(aside / f"{name}.npy", "w+", np.dtype(dtype), (num_rows, width)).flush()
-    return aside
+def _make(folder: Path, columns: Columns, num_rows: int) -> dict[str, np.memmap]:
+    """Empty files of the right size."""
+    folder.mkdir()
+    return {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.dtype(dtype), (num_rows, width))
+        for name, (dtype, width) in columns.items()
+    }

@@ -103,3 +103,38 @@ def test_another_teacher_is_chosen_as_a_model_is(compose):
 def test_a_teacher_that_is_not_there_is_told(problems):
     (problem,) = problems("+exp=distillation", "task.teacher.source=./no/model", here=True)
     assert problem.startswith("task.teacher.source: path must exist")
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        (["+exp=sequence_classification", "adapter=prompt"], "adapter.method: must be one that task=sequence_classifi"),
+        (["+exp=reward", "adapter=prefix", "data.packing=false"], "adapter.method: must be one that task=reward"),
+        (["+exp=token_classification", "adapter=trainable_tokens"], "adapter.method: must be one that is saved with"),
+        (["+exp=reward", "adapter=adaption_prompt"], "adapter.method: must be one that is saved with the new head"),
+        (["+exp=seq2seq", "adapter=adaption_prompt"], "adapter.method: must know the attention of an encoder-decoder"),
+        (["+exp=seq2seq", "adapter.unfreeze_every=2"], "adapter.unfreeze_every: must be null with task=seq2seq"),
+        (
+            ["+exp=relation_extraction", "adapter=bottleneck", "model.quantization=nf4"],
+            "model.quantization: must be none with adapter=bottleneck on task=relation_extraction",
+        ),
+        (
+            ["+exp=extractive_qa", "regularisation.label_smoothing=0.1"],
+            "regularisation.label_smoothing: must be 0 with task=extractive_qa",
+        ),
+        (
+            ["+exp=sequence_classification", "adapter.dropout=0.1", "regularisation.r_drop=1"],
+            "regularisation.r_drop: is part of the loss of task=causal_lm, got 1 with task=sequence_classification",
+        ),
+        (["+exp=preference", "regularisation=neftune"], "regularisation.neftune_alpha: must have one text a row"),
+        (["+exp=preference", "adapter=bottleneck"], "adapter: must be one that can be switched off"),
+        (
+            ["+exp=llama_lora", "evaluation.metric=exact_match"],
+            "evaluation.metric: must be measured, got exact_match with task.exact_match=false",
+        ),
+    ],
+)
+def test_what_a_task_cannot_use_is_refused_with_the_reason(problems, words, start):
+    told = problems(*words)
+    assert any(problem.startswith(start) for problem in told), told
+    assert all("; " in problem for problem in told), "each has a fix"

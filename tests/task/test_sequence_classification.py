@@ -244,3 +244,24 @@ def test_a_run_s_adapter_holds_the_head_and_loads_with_peft(commands, words_fold
     before = base.classifier.weight.clone()
     loaded = PeftModel.from_pretrained(base, run / "adapter")
     assert not torch.equal(loaded.get_base_model().classifier.modules_to_save["default"].weight, before)
+
+
+def test_smoothed_labels_are_those_of_cross_entropy_in_training_alone(read, tmp_path):
+    prepared = read(SECTION, rows(["b", "a", "c", "a", "c", "b"]))
+    module, batch = module_on(base_folder("bert", tmp_path, 3)[0], prepared), all_of(prepared, False)
+    plain = module(batch)[0].item()
+    module.regularise(schema.Regularisation(label_smoothing=0.3))
+    assert module(batch)[0].item() == plain
+    logits = module.logits(batch).detach()
+    wanted = F.cross_entropy(logits, batch.targets[:, 0], reduction="sum", label_smoothing=0.3).item()
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    assert module.train()(batch).item() == pytest.approx(wanted, rel=1e-5) != pytest.approx(plain, rel=1e-3)
+
+
+def test_labels_of_several_classes_are_not_smoothed(read, tmp_path):
+    prepared = read(SECTION, rows([["b"], ["a", "b"], ["c"], ["a"], [], ["b"]]))
+    module = module_on(base_folder("bert", tmp_path, 3)[0], prepared)
+    with pytest.raises(ConfigError, match=r"regularisation\.label_smoothing: must be 0 where .* multi_label labels"):
+        module.regularise(schema.Regularisation(label_smoothing=0.3))
