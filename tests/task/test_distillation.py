@@ -188,18 +188,19 @@ def numbers_of(run):
     return [{key: value for key, value in row.items() if key not in ignored} for row in rows]
 
 
-def test_a_teacher_that_is_remembered_teaches_the_same(commands, words_folder, models, tmp_path):
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_teacher_that_is_remembered_teaches_the_same(commands, words_folder, models, tmp_path, world_size):
     asked = run_words(words_folder, tmp_path / "asked", models[1])
-    assert commands.run(*asked).code == 0
+    assert commands.run(*asked, world_size=world_size).code == 0
     kept = run_words(words_folder, tmp_path / "kept", models[1], "task.cache=true")
-    first = commands.run(*kept)
+    first = commands.run(*kept, world_size=world_size)
     assert first.code == 0, first.output
     for ours, theirs in zip(numbers_of(tmp_path / "kept" / "run"), numbers_of(tmp_path / "asked" / "run"), strict=True):
         assert ours.pop("split") == theirs.pop("split") and ours == pytest.approx(theirs, rel=1e-4)
     (folder,) = (tmp_path / "kept" / "cache").glob("*/teacher-*-train")
     said = np.load(folder / "log_probabilities.npy")
     assert np.exp(said).sum(1) == pytest.approx(np.ones(len(said)), rel=1e-5)
-    again = commands.run(*kept, "name=again")
+    again = commands.run(*kept, "name=again", world_size=world_size)
     assert again.code == 0 and "asked once" in first.output and "asked once" not in again.output
     assert numbers_of(tmp_path / "kept" / "again") == numbers_of(tmp_path / "kept" / "run")
 
