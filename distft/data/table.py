@@ -156,11 +156,15 @@ def _read_yaml(path: Path) -> Table:
 
 
 def _pairs(chats: list[list[dict]]) -> list[dict]:
-    """Of each chat its last reply and that of the nearest later one (round the end) which says something else."""
+    """Of each chat its last reply and that of the nearest later one (round the end) which says something else.
+
+    Where a corpus is one chat, one of its own earlier replies.
+    """
     replies = [chat[-1:] for chat in chats]
     pairs = []
     for i, chat in enumerate(chats):
-        others = (reply for reply in replies[i + 1 :] + replies[:i] if reply and reply != replies[i])
+        own = [[message] for message in chat[1:-1:2]]
+        others = (reply for reply in replies[i + 1 :] + replies[:i] + own if reply and reply != replies[i])
         rejected = next(others, None) if chat else None
         pairs.append({} if rejected is None else {"prompt": chat[:-1], "chosen": replies[i], "rejected": rejected})
     return pairs

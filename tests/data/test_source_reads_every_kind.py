@@ -72,6 +72,9 @@ def test_a_corpus_gives_pairs_of_a_reply_and_another_conversation_s(tmp_path):
     found = [[m["content"] for m in (*row["prompt"], *row["chosen"], *row["rejected"])] for row in rows[:3]]
     assert found == [["Hi", "Yes", "No"], ["How", "Yes", "Why", "No", "Ciao"], ["Bye", "Ciao", "Yes"]]
     assert "prompt" not in rows[3]
+    (tmp_path / "one.yml").write_text("conversations: [[How, 'Yes', Why, No]]\n")
+    (row,) = READERS[".yml"](tmp_path / "one.yml").rows
+    assert [message["content"] for message in row["rejected"]] == ["Yes"]
 
 
 def test_rows_with_unlike_fields_stand_in_one_file(section, smollm2, jsonl):
