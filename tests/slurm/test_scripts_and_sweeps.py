@@ -40,6 +40,22 @@ def test_train_sbatch_on_two_nodes_goes_on_after_a_signal_and_a_requeue(cluster,
     assert "run ended with exit code 75: requeued" in (tmp_path / f"distft-{job}.log").read_text()
 
 
+def test_one_task_a_node_works_with_torchrun_in_it(cluster, tiny, straight, tmp_path):
+    from tests.slurm.conftest import LONG
+
+    readme = (SCRIPT.parent / "README.md").read_text()
+    (line,) = re.findall(r"^    (srun .*\n.*-m distft\.train) ", readme, re.MULTILINE)  # as it is written there
+    line = line.replace("torchrun", f"{sys.executable} -m torch.distributed.run").replace("per-node=8", "per-node=1")
+    script = tmp_path / "job.sh"
+    script.write_text(f"#!/bin/bash\n{line} {shlex.join(tiny(tmp_path, *LONG))}\n")
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    command = ["sbatch", "--parsable", "--nodes=2", "--ntasks-per-node=1", str(script)]
+    job = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30).stdout
+    status = ends(tmp_path / "run", job.strip(), "finished")
+    assert status.starts == 1
+    assert runs.adapter(tmp_path / "run") == straight
+
+
 def test_sweep_sbatch_runs_a_line_a_task(cluster, tiny, tmp_path):
     lines = [shlex.join(tiny(tmp_path, "steps=2", f"name=s{number}")) for number in (1, 2)]
     (tmp_path / "sweep.txt").write_text("\n".join(lines) + "\n")
