@@ -1,8 +1,9 @@
-"""Every experiment that is shipped for a task, trained to its end: what its metric was before and after.
+"""The experiments that are shipped for tasks, trained to their end: what their metric was before and after.
 
     python -m benchmarks.experiments
 
-Each is `python -m distft.train +exp=NAME` as it stands, on its embedded data, with a held-out part.
+Each is `python -m distft.train +exp=NAME` as it stands, on its embedded data, with a held-out part. `seq2seq` is left
+out: it starts from random weights, and is there to be run rather than to become good.
 """
 
 import sys
@@ -25,7 +26,6 @@ AIMS = {
     "token_classification": Aim("f1", 0.95),
     "relation_extraction": Aim("macro_f1", 0.95),
     "extractive_qa": Aim("f1", 0.9),
-    "seq2seq": Aim("chrf", 90.0),
     "preference": Aim("accuracy", 0.7),
     "reward": Aim("accuracy", 0.7),
 }

@@ -20,7 +20,7 @@ def describe_run(
 ) -> list[tuple[str, str]]:
     """What will be trained, on what, how and where."""
     data, optim, train, ranks = config.data, config.optim, prepared.train, group.ranks
-    compute = str(loaded.compute_dtype).removeprefix("torch.")
+    compute = _plain(loaded)
     base = f"NF4 over {config.model.dtype}" if config.model.quantization == "nf4" else config.model.dtype
     if config.adapter.method == "full":
         base = "float32"
@@ -31,8 +31,10 @@ def describe_run(
     engine: str = config.engine.name
     if engine == "auto":
         engine = "single (auto)" if ranks.world_size == 1 else "fsdp (auto)"
+    taught = loaded.teacher
     return [
         ("model", f"{loaded.identity['source']}, kept as {base}, computes in {compute}"),
+        *([("teacher", f"{taught.identity['source']}, frozen, computes in {_plain(taught)}")] if taught else []),
         ("trains", loaded.trainable),
         ("engine", f"{engine} on {ranks.world_size} x {group.device.type}"),
         (
@@ -55,3 +57,7 @@ def describe_run(
         ("start", f"from {checkpoint.name}" if checkpoint else "fresh"),
         ("files", str(folder)),
     ]
+
+
+def _plain(loaded: Loaded) -> str:
+    return str(loaded.compute_dtype).removeprefix("torch.")
