@@ -111,7 +111,7 @@ def _encode(tokenizer, rows: Rows):  # type: ignore[no-untyped-def]
 
 def main() -> int:
     parser = measure.parser(__doc__)
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--most", type=int, default=200, help="rows of a label")
     args = parser.parse_args()
     table, targets, accuracies = [], [], {}
