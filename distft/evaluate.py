@@ -18,7 +18,7 @@ from distft import ensemble as ensembles
 from distft.cli import run_command
 from distft.config.check import check
 from distft.config.compose import load_run, load_with
-from distft.config.schema import Config, Peft, Section
+from distft.config.schema import Config, Section
 from distft.errors import ConfigError
 from distft.fewshot import harness
 from distft.fewshot import prompt as prompts
@@ -30,6 +30,7 @@ from distft.trained import check_members, check_same_model, facts_beside, find_w
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from distft.data.corpus import Corpus
     from distft.evaluation import HeldOut
     from distft.task.base import Scores
 
@@ -150,6 +151,7 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
 
     from distft.evaluation import held_out as hold_out
     from distft.evaluation import read_held_out, write_files
+    from distft.model import adapter
     from distft.rehearsal import rehearse
     from distft.runtime.group import Group
     from distft.runtime.stop import StopFlag
@@ -174,14 +176,28 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
     rows = hold_out(documents, task, config, facts, ranks, pad_id)
     samples = Samples(engine, held_out.prompts, tokenizer, config.evaluation, run, group)
 
-    # As it starts, LoRA is the base: B = 0, or what was taken from the base is in the adapter (PiSSA), and switched off
-    # that would be a base with a part missing. Other methods of PEFT may start elsewhere, and all take nothing.
-    starts_elsewhere = isinstance(config.adapter, Peft) and config.adapter.method != "adaption_prompt"
-    with module.without_adapter() if starts_elsewhere else nullcontext():
+    with nullcontext() if adapter.starts_as_base(config.adapter) else module.without_adapter():
         base = _measure(engine, rows, group, samples)
     engine.load_trainable_state(stage.trained[0].read)
     after = _measure(engine, rows, group, samples)
-    result = {
+    result = _result(config, weights, documents, base, after, samples)
+    if ranks.is_main:
+        aside = run / f".{RESULT}"
+        aside.write_text(json.dumps(result, indent=2, ensure_ascii=False))
+        aside.replace(run / RESULT)
+        write_files(after.scores, run)
+        from rich.console import Console
+
+        show(result, run / RESULT, Console(highlight=False, markup=False))
+    group.barrier()
+    group.leave()
+    return result
+
+
+def _result(
+    config: Config, weights: Path, documents: "Corpus", base: Measured, after: Measured, samples: Any
+) -> dict[str, Any]:
+    return {
         "run": config.name,
         "weights": str(weights),
         "data": {
@@ -199,17 +215,6 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
         ],
         "time": time.time(),
     }
-    if ranks.is_main:
-        aside = run / f".{RESULT}"
-        aside.write_text(json.dumps(result, indent=2, ensure_ascii=False))
-        aside.replace(run / RESULT)
-        write_files(after.scores, run)
-        from rich.console import Console
-
-        show(result, run / RESULT, Console(highlight=False, markup=False))
-    group.barrier()
-    group.leave()
-    return result
 
 
 def _with_defaults(argv: list[str]) -> list[str]:
