@@ -30,6 +30,18 @@ def words(words_folder: Path) -> PreTrainedTokenizerFast:
     return load_tokenizer(schema.Model(source=str(words_folder)))
 
 
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory) -> Path:
+    """A random Llama with large logits."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**small.LLAMA)).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def read(tmp_path: Path, words: PreTrainedTokenizerFast) -> Callable[..., Prepared]:
     """Rows as a task prepares them: `read(section, train rows, held-out rows, data options, facts)`."""

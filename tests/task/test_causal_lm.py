@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import small
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from distft.config import schema
 from distft.data.loader import collate
@@ -15,14 +14,6 @@ from distft.task import base as tasks
 
 SECTION = schema.CausalLm(name="causal_lm", exact_match=True)
 PROMPTS = ["what is the sun ", "tea ", "ann works at ", "paris rain "]
-
-
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(**small.LLAMA)).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -34,15 +34,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def base_folder(tmp_path_factory):
-    """A random Llama with large logits."""
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(**small.LLAMA)).save_pretrained(folder)
-    return folder
-
-
 def module_on(folder, section, adapter=None):
     source = schema.Model(source=str(folder), dtype="float32", compute_dtype="float32")
     adapter = adapter or schema.Lora(method="lora", r=4, dropout=0.5)
