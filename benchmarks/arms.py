@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.measure import Turns
-from distft import loop, train
-from distft.loop import Run
-from distft.tracking import Row, RunInfo, Summary, Tracker
+from distft.tracking.seam import Row, RunInfo, Summary, Tracker
+from distft.train import command as train
+from distft.train import loop
+from distft.train.loop import Run
 
 NO_EXTRAS = ["data.eval_fraction=0", "evaluation.samples=0", "checkpoint.every=1000000", "steps=1000000"]
 

@@ -13,9 +13,9 @@ import time
 
 from benchmarks import arms, measure
 from benchmarks.measure import Arm, Target, Turns, paired_ratio, report, require
-from distft import loop
-from distft.loop import Run
-from distft.tracking import Row, RunInfo, Summary
+from distft.tracking.seam import Row, RunInfo, Summary
+from distft.train import loop
+from distft.train.loop import Run
 
 LIMIT_SECONDS = 0.1
 MIN_BYTES = 100e6

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import arms, measure
 from benchmarks.measure import Arm, Target, Turns, interleave, paired_ratio, report, require_same_work
-from distft.loop import Run
+from distft.train.loop import Run
 
 LIMIT = 1.02
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.data.table import READERS
-from distft.location import locate
+from distft.runtime.location import locate
 
 TOPICS = ("tech_support", "trivia", "coding", "ai", "psychology", "emotion", "literature", "money")
 """The eight English files with the most conversations, by their categories."""

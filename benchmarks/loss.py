@@ -1,4 +1,4 @@
-"""distft.loss against F.cross_entropy on the full logits: time of forward and backward pass, peak memory.
+"""distft.task.loss against F.cross_entropy on the full logits: time of forward and backward pass, peak memory.
 
 python -m benchmarks.loss
 """
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from benchmarks import measure
 from benchmarks.measure import Arm, Target, Turns, interleave, paired_ratio, peak_memory_bytes, report, require
-from distft.loss import token_loss
+from distft.task.loss import token_loss
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}

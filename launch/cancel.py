@@ -4,10 +4,10 @@ import os
 import signal
 from pathlib import Path
 
-from distft import owner
-from distft.cli import run_command
 from distft.errors import ConfigError
+from distft.run import owner
 from distft.runtime import slurm
+from distft.runtime.command import run_command
 from launch.record import CANCEL, Record
 from launch.status import runs_in
 

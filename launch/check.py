@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distft.config.check import check_on_disk
+from distft.config.checks.check import check_on_disk
 from distft.config.keys import nearest
 from distft.config.schema import Config, Slurm
 from distft.errors import ConfigError
-from distft.location import choose, locate
 from distft.runtime import slurm
+from distft.runtime.location import choose, locate
 
 HUB_TIMEOUT_S = 15
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from distft.cli import exit_code, leave
+from distft.runtime.command import exit_code, leave
 from distft.runtime.env import Ranks, read_ranks
 
 
@@ -21,8 +21,8 @@ class Job:
         return str(folders[0])
 
     def _train(self) -> Path:
-        from distft.config.resolved import load_resolved
-        from distft.train import start
+        from distft.config.reading.resolved import load_resolved
+        from distft.train.command import start
 
         return start(lambda ranks: load_resolved(self.config_file, world_size=ranks.world_size), self._ranks())
 

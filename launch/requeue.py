@@ -6,15 +6,15 @@ again, on which nodes not, and says so; exits with CODE.
 
 from pathlib import Path
 
-from distft.cli import leave, run_command
-from distft.config.compose import load
-from distft.config.resolved import load_resolved
+from distft.config.reading.compose import load
+from distft.config.reading.resolved import load_resolved
 from distft.config.schema import Config, Slurm
 from distft.errors import EXIT_OK, EXIT_STOPPED
-from distft.run_folder import RunFolder
+from distft.run.folder import RunFolder
+from distft.run.status import EXCLUDED_AT, Status, end
 from distft.runtime import slurm
+from distft.runtime.command import leave, run_command
 from distft.runtime.env import read_job
-from distft.status import EXCLUDED_AT, Status, end
 from launch.record import CANCEL
 
 KILLED = 128

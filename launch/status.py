@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from distft import owner
-from distft.cli import run_command
 from distft.errors import ConfigError
+from distft.run import owner
+from distft.run.status import FILE, Status
 from distft.runtime import slurm
-from distft.status import FILE, Status
+from distft.runtime.command import run_command
 from distft.tracking import metrics
 from distft.tracking.console import duration, number, visible
 from launch import sweep

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from distft.config.compose import expand_sweep
+from distft.config.reading.compose import expand_sweep
 from distft.errors import ConfigError
 
 FILE = "sweep.yaml"

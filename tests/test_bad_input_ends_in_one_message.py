@@ -112,7 +112,7 @@ def no_space(global_rank: int) -> None:
     """The first file that the run folder gets finds no room."""
     import os
 
-    from distft.owner import Owner
+    from distft.run.owner import Owner
 
     def write(*_: object) -> None:
         raise OSError(28, os.strerror(28))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from distft.ensemble import average
+from distft.evaluate.ensemble import average
 
 LOGITS = [np.array(row, np.float32) for row in ([2.0, -1.0, 0.5], [-3.0, 80.0, 0.0], [0.1, -90.0, 4.0])]
 

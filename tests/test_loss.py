@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distft import loss as loss_module
-from distft.loss import token_loss, token_losses
+from distft.task import loss as loss_module
+from distft.task.loss import token_loss, token_losses
 
 NUM_ROWS, VOCABULARY, HIDDEN = 37, 203, 16
 

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from distft import owner, status
 from distft.errors import DistftError
-from distft.owner import Owner
+from distft.run import owner, status
+from distft.run.owner import Owner
 from distft.runtime.env import Job
 
 ELSEWHERE = {"host": "n9", "pid": 5, "job": None, "since": "yesterday", "token": "t", "process": "boot2 pid:[2] 5 99"}
@@ -29,7 +29,7 @@ def leave(tmp_path, card, age_s=0.0):
 def start_owner(tmp_path, job):
     """Another process that owns the folder until it is killed, or taken over from."""
     code = (
-        "import pathlib, time; from distft.owner import Owner; from distft.runtime.env import Job; "
+        "import pathlib, time; from distft.run.owner import Owner; from distft.runtime.env import Job; "
         f"Owner(pathlib.Path({str(tmp_path)!r}), {f'Job({job!r})' if job else None}).claim(); "
         "print('mine', flush=True); time.sleep(60)"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distft.config.compose import load
+from distft.config.reading.compose import load
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

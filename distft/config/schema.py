@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from distft.config.adapters import AnyAdapter, Bitfit, Bottleneck, Full, Head, Layers, Lora, Peft
-from distft.config.model import Model
-from distft.config.section import Fraction, Section
-from distft.config.tasks import (
+from distft.config.sections.adapter import AnyAdapter, Bitfit, Bottleneck, Full, Head, Layers, Lora, Peft
+from distft.config.sections.model import Model
+from distft.config.sections.section import Fraction, Section
+from distft.config.sections.task import (
     LOWER_IS_BETTER,
     AnyTask,
     CausalLm,
@@ -294,7 +294,7 @@ class Runtime(Section):
 
 
 class Config(Section):
-    """A whole run. `distft.config.compose.load` makes one from the command line."""
+    """A whole run. `distft.config.reading.compose.load` makes one from the command line."""
 
     name: Name
     """The run folder is `<run_root>/<name>`."""

@@ -15,11 +15,12 @@ import filelock
 import numpy as np
 
 from distft.config import schema
-from distft.data import corpus, document, sides, source, table, template, tokenise
+from distft.data import corpus, document, source, table, template, tokenise
+from distft.data import splits as sides
 from distft.data.corpus import DOCUMENT, Corpus
 from distft.data.document import Layout, Reader, Seen, question_hash
-from distft.data.sides import Written, write_sides
 from distft.data.source import Part, Resolved
+from distft.data.splits import Written, write_sides
 from distft.data.tokenise import ROWS_A_CHUNK, Split
 from distft.errors import ConfigError
 

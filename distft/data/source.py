@@ -10,7 +10,7 @@ import yaml
 from distft.config import schema
 from distft.data.table import READERS, SUFFIXES, Columnar, Table, read_parquet
 from distft.errors import ConfigError
-from distft.location import locate
+from distft.runtime.location import locate
 
 
 @dataclass(frozen=True)

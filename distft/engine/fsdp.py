@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from distft.config import schema
 from distft.engine.single import Single
 from distft.runtime.group import Group
-from distft.task.base import TaskModule
+from distft.task.module import TaskModule
 
 
 class Fsdp(Single):

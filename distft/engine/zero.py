@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distft import optim
 from distft.config import schema
 from distft.data.loader import Batch
-from distft.engine.base import ReadTensor, Tensors
+from distft.engine import optim
+from distft.engine.seam import ReadTensor, Tensors
 from distft.runtime.group import Group
-from distft.task.base import Prompts, TaskModule
+from distft.task.module import Prompts, TaskModule
 
 
 class Zero:

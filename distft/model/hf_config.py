@@ -6,8 +6,8 @@ from transformers import AutoConfig
 
 from distft.config import schema
 from distft.errors import ConfigError
-from distft.location import choose, locate
 from distft.model import gguf
+from distft.runtime.location import choose, locate
 
 
 def read_hf_config(config: schema.Model, key: str = "model") -> Any:

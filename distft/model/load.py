@@ -17,13 +17,14 @@ from transformers import PreTrainedModel
 
 from distft.config import schema
 from distft.errors import ConfigError
-from distft.location import choose, locate
-from distft.model import adapter, attention, gguf
+from distft.model import attention, gguf
+from distft.model.adapter import attach as adapter
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.hf_config import read_hf_config
 from distft.model.quantize import StoredLinear, encoding_for
 from distft.model.recompute import checkpoint_activations
 from distft.model.weights import Weights, random_readers, safetensors_readers
+from distft.runtime.location import choose, locate
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -7,8 +7,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from distft.config import schema
 from distft.errors import ConfigError
-from distft.location import choose, locate
 from distft.model import gguf
+from distft.runtime.location import choose, locate
 
 
 def load_tokenizer(

@@ -17,10 +17,10 @@ from distft.data.corpus import IGNORED, Corpus
 from distft.data.loader import Batch
 from distft.data.template import Template
 from distft.errors import ConfigError
-from distft.loss import likeliest_tokens, token_loss, token_losses
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
-from distft.task.base import Prompts, Scores, TaskModule
+from distft.task.loss import likeliest_tokens, token_loss, token_losses
+from distft.task.module import Prompts, Scores, TaskModule
 
 HEAD_CHUNK = 256  # supervised tokens whose logits exist at once where the head is no plain linear layer
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distft.errors import ConfigError
-from distft.task.base import Scores
+from distft.task.module import Scores
 
 PER_CLASS = "per_class.json"
 PAGE = "confusion_matrix.html"

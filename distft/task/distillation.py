@@ -22,8 +22,8 @@ from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.model.tokenizer import load_tokenizer
 from distft.task import divergence
-from distft.task.base import Prompts, Rehearsal, Scores, TaskModule
 from distft.task.causal_lm import CausalLM, capped, greedy_replies, head_of, require_decoder
+from distft.task.module import Prompts, Rehearsal, Scores, TaskModule
 
 
 class DistillationTask:

@@ -1,7 +1,7 @@
 """How far a student's predictions are from a teacher's, a few tokens at a time: the full logits never exist at once.
 
 The gradient is taken in the forward pass, so that the backward pass never reads the head's weight: an engine may free
-or reshard it before. As `distft.loss`, but by rows: a divergence needs all of a token's logits.
+or reshard it before. As `distft.task.loss`, but by rows: a divergence needs all of a token's logits.
 """
 
 from collections.abc import Callable

@@ -23,9 +23,9 @@ from distft.data.document import Document, Layout, Malformed, Reading, Seen, Unu
 from distft.data.loader import Batch
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
-from distft.task.base import Scores, TaskModule
 from distft.task.heads import require_known, score_spans
 from distft.task.labels import separator
+from distft.task.module import Scores, TaskModule
 
 Span = tuple[int, int]
 BEST = 20

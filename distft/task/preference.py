@@ -16,8 +16,8 @@ from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
-from distft.task.base import Prompts, Scores, TaskModule
 from distft.task.causal_lm import greedy_replies, head_loss, head_losses, require_decoder
+from distft.task.module import Prompts, Scores, TaskModule
 from distft.task.pairs import Pairs
 
 

@@ -24,9 +24,9 @@ from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task import classification
-from distft.task.base import Scores, TaskModule
 from distft.task.heads import class_names, classify_tokens, is_decoder, require_known
 from distft.task.labels import separator
+from distft.task.module import Scores, TaskModule
 
 MARKS = {"subject": ("@ ", " @"), "object": ("# ", " #")}
 LABEL, OPENINGS, CLOSINGS = 0, (1, 3), (2, 4)

@@ -17,9 +17,9 @@ from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task import classification
-from distft.task.base import Scores, TaskModule
 from distft.task.heads import class_names, classify, is_decoder, require_known
 from distft.task.labels import LabelledTexts
+from distft.task.module import Scores, TaskModule
 
 PROBLEMS = {
     "single_label": "single_label_classification",

@@ -21,9 +21,9 @@ from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task import classification
-from distft.task.base import Scores, TaskModule
 from distft.task.heads import class_names, classify_tokens, require_known
 from distft.task.labels import separator
+from distft.task.module import Scores, TaskModule
 
 Scheme = Literal["bio", "bioes", "plain"]
 SCHEMES = {"bio": re.compile(r"O|[BI]-.+"), "bioes": re.compile(r"O|[BIES]-.+"), "plain": re.compile(r"(?s).+")}

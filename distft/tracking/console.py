@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distft.tracking import metrics
-from distft.tracking.base import Lines, Row, RunInfo, Sample, Summary
+from distft.tracking.seam import Lines, Row, RunInfo, Sample, Summary
 
 PLAIN_SECONDS = 10.0
 """Least time between two plain lines of training steps."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from distft.errors import DistftError
-from distft.tracking.base import Lines, Row, RunInfo, Summary
+from distft.tracking.seam import Lines, Row, RunInfo, Summary
 
 FILE = "metrics.jsonl"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distft.tracking import metrics
-from distft.tracking.base import Lines, Row, RunInfo, Sample, Summary
+from distft.tracking.seam import Lines, Row, RunInfo, Sample, Summary
 
 FILE = "report.html"
 MOST_POINTS = 2000

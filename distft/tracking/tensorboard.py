@@ -3,7 +3,7 @@
 from typing import Any
 
 from distft.tracking import metrics
-from distft.tracking.base import Row, RunInfo, Summary
+from distft.tracking.seam import Row, RunInfo, Summary
 
 FOLDER = "tensorboard"
 

@@ -10,7 +10,7 @@ from urllib.parse import urlparse
 
 from distft.config import schema
 from distft.tracking import metrics
-from distft.tracking.base import Row, RunInfo, Summary
+from distft.tracking.seam import Row, RunInfo, Summary
 
 logger = logging.getLogger(__name__)
 

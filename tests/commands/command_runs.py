@@ -101,10 +101,10 @@ def make_data(file: Path, word: str = "number") -> None:
 
 def train(argv: list[str]) -> Path:
     """A finished run."""
-    from distft.config.compose import load
+    from distft.config.reading.compose import load
     from distft.runtime.env import Ranks
     from distft.runtime.stop import StopFlag
-    from distft.train import train as train_run
+    from distft.train.command import train as train_run
 
     with _quiet(), _same_environment():
         return train_run(load(argv, program="distft.train", world_size=1), Ranks(), StopFlag())
@@ -131,7 +131,7 @@ def command(program: str, argv: list[str], sabotage: Callable[[Any], Any] | None
 
 def wrong_merge(module: Any) -> Callable[[], None]:
     """One merged layer off by two percent."""
-    from distft import export_formats
+    from distft.export import formats as export_formats
 
     right = export_formats.merge
 
@@ -298,7 +298,7 @@ def reply_of_folder(folder: Path) -> str:
 
 
 def _held_out(run: Path) -> Iterator[tuple[Any, Any]]:
-    from distft.config.compose import load_run
+    from distft.config.reading.compose import load_run
     from distft.config.schema import Section
     from distft.data.prepare import prepare
     from distft.data.template import Template

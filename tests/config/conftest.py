@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from distft.config import compose as composing
-from distft.config.compose import CommandLine, load
+from distft.config.reading import compose as composing
+from distft.config.reading.compose import CommandLine, load
 from distft.config.schema import Config
 from distft.errors import ConfigError
 

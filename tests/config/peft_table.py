@@ -1,4 +1,4 @@
-"""python -m tests.config.peft_table: writes distft/config/peft_methods.py from the installed PEFT."""
+"""python -m tests.config.peft_table: writes distft/config/sections/peft_table.py from the installed PEFT."""
 
 import dataclasses
 import enum
@@ -8,7 +8,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-PLACE = Path(__file__).parents[2] / "distft" / "config" / "peft_methods.py"
+PLACE = Path(__file__).parents[2] / "distft" / "config" / "sections" / "peft_table.py"
 OURS = {"target_modules", "modules_to_save"}
 """What has a key of its own in the schema, besides what every PEFT config has."""
 

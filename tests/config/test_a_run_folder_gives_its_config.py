@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from distft.config.compose import load_run, load_with
-from distft.config.resolved import to_yaml
+from distft.config.reading.compose import load_run, load_with
+from distft.config.reading.resolved import to_yaml
 from distft.config.schema import Config, Section
 from distft.errors import ConfigError
 

@@ -10,7 +10,7 @@ import yaml
 
 SCRIPT = """
 import sys
-from distft.config.compose import load, load_run
+from distft.config.reading.compose import load, load_run
 from distft.config.schema import Section
 from distft.errors import ConfigError
 class Empty(Section): pass
@@ -66,8 +66,14 @@ def test_cfg_job_prints_the_composed_config(tmp_path: Path):
     assert shown["engine"]["name"] == "zero2" and shown["name"] == "llama_lora" and "hydra" not in shown
 
 
-COMMANDS = ["distft.train", "distft.evaluate", "distft.export", "distft.data.__main__"]
-LAUNCHERS = ["launch.__main__", "launch.check", "launch.status", "launch.cancel", "launch.requeue", "launch.job"]
+COMMANDS = [
+    "distft.train.command",
+    "distft.evaluate.command",
+    "distft.export.command",
+    "distft.merge.command",
+    "distft.data.command",
+]
+LAUNCHERS = ["launch.command", "launch.check", "launch.status", "launch.cancel", "launch.requeue", "launch.job"]
 
 
 @pytest.mark.parametrize("module", [*COMMANDS, *LAUNCHERS])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distft.config.compose import load
+from distft.config.reading.compose import load
 
 EXP = "+exp=llama_lora"
 

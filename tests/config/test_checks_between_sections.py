@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distft.config import check as checks
+from distft.config.checks import check as checks
 from distft.config.schema import Data
 
 # A course of its own, so that a better shipped recipe changes no test.

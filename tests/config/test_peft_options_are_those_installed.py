@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from config import peft_table
 
-from distft.config import check_adapter
-from distft.config.peft_methods import OPTIONS
+from distft.config.checks import adapter as check_adapter
 from distft.config.schema import Lora, Peft
+from distft.config.sections.peft_table import OPTIONS
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from distft.config.compose import load
 from distft.config.keys import known
-from distft.config.resolved import to_yaml
+from distft.config.reading.compose import load
+from distft.config.reading.resolved import to_yaml
 from distft.config.resume import RULES, check_resume, rule_of
 from distft.config.schema import Config
 

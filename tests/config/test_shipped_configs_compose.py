@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import yaml
 
-from distft.config.folders import conf_dir, group_options
 from distft.config.keys import known
-from distft.config.resolved import to_yaml
+from distft.config.reading.folders import conf_dir, group_options
+from distft.config.reading.resolved import to_yaml
 from distft.config.schema import Config
 
 GROUPS = group_options([conf_dir()])

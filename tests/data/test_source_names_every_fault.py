@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from distft.errors import ConfigError
-from distft.location import choose, locate
+from distft.runtime.location import choose, locate
 from tests.data.chats import chat
 from tests.data.reading import prepare
 

@@ -4,8 +4,9 @@ import json
 
 from rich.console import Console
 
-from distft.config import compose
-from distft.data.__main__ import Viewer, main, show
+from distft.config.reading import compose
+from distft.data.command import Viewer, main, show
+from distft.runtime.command import exit_code
 
 
 def test_supervised_tokens_stand_out_and_figures_add_up(jsonl, tmp_path):
@@ -27,6 +28,6 @@ def test_supervised_tokens_stand_out_and_figures_add_up(jsonl, tmp_path):
 
 def test_bad_data_exits_2_with_its_problems(tmp_path, capsys):
     (tmp_path / "bad.jsonl").write_text(json.dumps({"question": 1}))
-    code = main(["+exp=llama_lora", "data=jsonl", f"data.train={tmp_path / 'bad.jsonl'}", "rows=1"])
-    assert code == 2
+    words = ["+exp=llama_lora", "data=jsonl", f"data.train={tmp_path / 'bad.jsonl'}", "rows=1"]
+    assert exit_code(lambda: main(words)) == 2
     assert "got question" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from typing import Any
 
 from distft.config import schema
-from distft.fewshot.compare import Wanted, ask, measure
+from distft.evaluate.fewshot.compare import Wanted, ask, measure
 from distft.runtime.group import Group
 
 

@@ -5,8 +5,8 @@ import pytest
 import task_cases
 from small import MODELS, labelled, write_rows, write_tokenizer
 
-from distft.fewshot.compare import Answers, Candidate, Wanted
-from distft.fewshot.prompt import Prompt
+from distft.evaluate.fewshot.compare import Answers, Candidate, Wanted
+from distft.evaluate.fewshot.prompt import Prompt
 
 TEXT = "{% for shot in shots %}{{ shot.text }} is {{ shot.answer }} {% endfor %}{{ text }} is"
 WORDS = {"sport": "sun", "news": "blue sky", "art": "never"}

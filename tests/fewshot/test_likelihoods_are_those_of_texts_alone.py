@@ -7,9 +7,9 @@ from small import LLAMA
 from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from distft.errors import ConfigError
-from distft.fewshot.choice import Chooser, check_context
-from distft.fewshot.prompt import match, openings, questions
-from distft.fewshot.tree import longest, trees
+from distft.evaluate.fewshot.choice import Chooser, check_context
+from distft.evaluate.fewshot.prompt import match, openings, questions
+from distft.evaluate.fewshot.tree import longest, trees
 from tests.resume.tiny_run import write_tokenizer
 
 SHOTS = "sun is up: day\n\nmoon is up: night\n\n"
@@ -72,7 +72,7 @@ def test_a_tree_gives_the_likelihood_of_each_text_alone(make, tokenizer):
 def test_small_trees_and_several_ranks_give_the_same(tokenizer, monkeypatch):
     model, asked = llama(), list(questions(PROMPTS, WORDS, tokenizer, chat=False))
     whole = likelihoods(model, asked)
-    monkeypatch.setattr("distft.fewshot.tree.TOKENS", 90)
+    monkeypatch.setattr("distft.evaluate.fewshot.tree.TOKENS", 90)
     assert len(list(trees(asked, 0, 1))) > 2
     assert len({len(list(trees(asked, rank, 3))) for rank in range(3)}) == 1, "ranks would wait for each other"
     np.testing.assert_allclose(likelihoods(model, asked, world_size=3), whole, rtol=1e-5)

@@ -8,10 +8,10 @@ import pytest
 from distft.config import schema
 from distft.data.prepare import prepare
 from distft.errors import ConfigError
-from distft.fewshot.prompt import Prompt
-from distft.fewshot.prompt import check as check_prompt
-from distft.fewshot.rows import draw, read
-from distft.task import base as tasks
+from distft.evaluate.fewshot.prompt import Prompt
+from distft.evaluate.fewshot.prompt import check as check_prompt
+from distft.evaluate.fewshot.rows import draw, read
+from distft.task import module as tasks
 
 TEXT = "{% for shot in shots %}\n{{ shot.text }} = {{ shot.answer }}\n{% endfor %}\n{{ text }} ="
 PROMPT = Prompt("topic.jinja", TEXT, "label", {})

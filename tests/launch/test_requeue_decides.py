@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from distft.config.compose import load
-from distft.config.resolved import to_yaml
+from distft.config.reading.compose import load
+from distft.config.reading.resolved import to_yaml
+from distft.run.status import Status
 from distft.runtime import slurm
-from distft.status import Status
 from launch import cancel as cancelling
 from launch import requeue
 from launch.record import CANCEL

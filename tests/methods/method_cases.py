@@ -8,13 +8,13 @@ import torch
 from families import FAMILIES, corpus
 from torch import Tensor
 
-from distft import schedule
-from distft.checkpoint import Checkpoints
 from distft.config import schema
-from distft.engine.base import Engine, build
+from distft.engine import schedule
+from distft.engine.seam import Engine, build
 from distft.model.load import load
+from distft.run.checkpoints import Checkpoints
 from distft.runtime.group import Group
-from distft.task import base as tasks
+from distft.task import module as tasks
 
 LR = 1e-2
 STEPS = 2

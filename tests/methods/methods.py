@@ -6,15 +6,15 @@ from typing import Any
 import yaml
 from families import FAMILIES
 
-from distft.config import check as checks
 from distft.config import schema
-from distft.config.check_adapter import UNFIT
-from distft.config.folders import conf_dir
-from distft.config.peft_methods import OPTIONS
+from distft.config.checks import check as checks
+from distft.config.checks.adapter import UNFIT
+from distft.config.reading.folders import conf_dir
+from distft.config.sections.peft_table import OPTIONS
 from distft.errors import ConfigError
-from distft.model import adapter
+from distft.model.adapter import attach as adapter
 from distft.model.load import read_hf_config
-from distft.task import base as tasks
+from distft.task import module as tasks
 
 ENGINES = ["single", "fsdp", "zero3"]
 BASES = {"fp32": "none", "nf4": "nf4"}

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from distft.config.check_adapter import UNFIT
-from distft.config.folders import conf_dir
-from distft.config.help import header
+from distft.config.checks.adapter import UNFIT
+from distft.config.reading.folders import conf_dir
+from distft.config.reading.help import header
 from tests.methods import method_cases as cases
 from tests.methods import methods
 from tests.methods.families import FAMILIES

@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from distft.config import schema
-from distft.config.check_adapter import PROMPTS
+from distft.config.checks.adapter import PROMPTS
 from distft.data import pack
 from distft.data.loader import collate
 from distft.model.adapter import bottleneck, saved

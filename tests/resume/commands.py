@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any
 
 COUNTED = (
-    "distft.loop",
-    "distft.checkpoint",
-    "distft.checkpoint_folder",
+    "distft.train.loop",
+    "distft.run.checkpoints",
+    "distft.run.checkpoint_folder",
     "distft.data.loader",
     "distft.engine.single",
     "distft.engine.fsdp",
     "distft.engine.zero",
-    "distft.run_folder",
+    "distft.run.folder",
     "distft.runtime.group",
     "distft.tracking.metrics",
 )
@@ -162,8 +162,8 @@ def _train(words: list[str], env: dict[str, str], rank: int, output: str, hook: 
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.argv = ["distft.train", *words]
-    from distft.cli import run_command
-    from distft.train import main
+    from distft.runtime.command import run_command
+    from distft.train.command import main
 
     if hook is not None:
         function, *arguments = hook

@@ -10,9 +10,9 @@ from typing import Any
 
 def held_out_losses(global_rank: int, losses: list[float], kill_at: int | None = None) -> None:
     """The n-th step's held-out loss is `losses[n]`; kill -9 in the evaluation of step `kill_at`."""
-    from distft import loop
-    from distft.evaluation import HeldOut
-    from distft.task.base import Scores
+    from distft.session.held_out import HeldOut
+    from distft.task.module import Scores
+    from distft.train import loop
 
     def score(*_: Any) -> Scores:
         if current.step == kill_at:
@@ -34,8 +34,8 @@ def nan_loss(global_rank: int, step: int) -> None:
     """The losses of one step (counted from 1) are NaN on rank 0."""
     import torch
 
-    from distft import loop
     from distft.task.causal_lm import CausalLM
+    from distft.train import loop
 
     run_step, loss = loop._step, CausalLM._loss
     current = 0
@@ -71,8 +71,8 @@ def disk_full(global_rank: int, saves: list[int], kind: str = "OSError") -> None
     """Writing the tensors of the n-th save (from 1) of this process fails, for n in `saves`."""
     from safetensors import SafetensorError
 
-    from distft import checkpoint_folder
-    from distft.checkpoint import Checkpoints
+    from distft.run import checkpoint_folder
+    from distft.run.checkpoints import Checkpoints
 
     write_file, write = checkpoint_folder.save_file, Checkpoints._write
     number = 0
@@ -95,7 +95,7 @@ def disk_full(global_rank: int, saves: list[int], kind: str = "OSError") -> None
 
 def fill_disk(global_rank: int, folder: str, step: int) -> None:
     """At the begin of a step (counted from 1) the disk of `folder` is full."""
-    from distft import loop
+    from distft.train import loop
 
     run_step = loop._step
 
@@ -112,7 +112,7 @@ def fill_disk(global_rank: int, folder: str, step: int) -> None:
 
 def signal_in_step(global_rank: int, rank: int, step: int, number: int) -> None:
     """A signal reaches `rank` in a step (counted from 1)."""
-    from distft import loop
+    from distft.train import loop
 
     run_step = loop._step
 
@@ -128,7 +128,7 @@ def slow_writes(global_rank: int, seconds: float) -> None:
     """Every write of a checkpoint takes so long."""
     import time
 
-    from distft.checkpoint import Checkpoints
+    from distft.run.checkpoints import Checkpoints
 
     write = Checkpoints._write
 
@@ -144,7 +144,7 @@ def keep_gradients(global_rank: int, file: str) -> None:
     """The full gradients of every step (counted from 1), each in `file`-STEP."""
     from safetensors.torch import save_file
 
-    from distft import loop
+    from distft.train import loop
 
     watch = loop._watch_gradients
 

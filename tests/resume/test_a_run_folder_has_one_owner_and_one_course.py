@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distft.status import Status
+from distft.run.status import Status
 from tests.resume import hooks, runs
 from tests.resume.tiny_run import write_dialogues
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distft.checkpoint_folder import damage, published, write_file, write_tensors
+from distft.run.checkpoint_folder import damage, published, write_file, write_tensors
 from tests.resume import runs
 
 

@@ -14,20 +14,20 @@ import torch.utils.checkpoint
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 from transformers.models.llama import modeling_llama  # noqa: F401
 
-import distft.checkpoint
-import distft.config.compose
+import distft.config.reading.compose
 import distft.data.prepare
 import distft.engine.fsdp
 import distft.engine.zero
-import distft.loop
 import distft.model.load
-import distft.plan_lines
-import distft.samples
+import distft.run.checkpoints
+import distft.session.replies
 import distft.tracking.report
-import distft.train
+import distft.train.command
+import distft.train.loop
+import distft.train.plan
 
 torch.set_num_threads(1)
-distft.config.compose.load(["+exp=llama_lora"], program="distft.train", here=False)
+distft.config.reading.compose.load(["+exp=llama_lora"], program="distft.train", here=False)
 get_checkpoint_conversion_mapping("llama")
 distft.tracking.report.Report()
 gc.collect()

@@ -48,7 +48,7 @@ def sleep_in_step(global_rank: int, rank: int, step: int) -> None:
     """Hook: `rank` never comes out of a step (counted from 1)."""
     import time
 
-    from distft import loop
+    from distft.train import loop
 
     run_step = loop._step
 

@@ -14,9 +14,9 @@ SLOW = """
 import sys, threading, time
 
 def slow_down():
-    while not hasattr(sys.modules.get("distft.loop"), "_step"):
+    while not hasattr(sys.modules.get("distft.train.loop"), "_step"):
         time.sleep(0.05)
-    loop = sys.modules["distft.loop"]
+    loop = sys.modules["distft.train.loop"]
     step = loop._step
     loop._step = lambda run: time.sleep(0.5) or step(run)
 

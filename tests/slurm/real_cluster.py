@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from distft.run.status import Status
 from distft.runtime import slurm
-from distft.status import Status
-from launch.__main__ import main as launch_main
+from launch.command import main as launch_main
 from launch.record import Record
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "testcluster"

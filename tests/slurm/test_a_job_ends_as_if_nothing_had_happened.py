@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from distft.run.status import Status
 from distft.runtime import slurm
-from distft.status import Status
 from tests.resume import runs
 from tests.slurm.real_cluster import ends, reached, run, until
 

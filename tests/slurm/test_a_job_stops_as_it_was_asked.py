@@ -7,8 +7,8 @@ import signal
 import time
 from pathlib import Path
 
+from distft.run.status import Status
 from distft.runtime import slurm
-from distft.status import Status
 from launch.cancel import cancel
 from launch.status import row_of
 from tests.resume import runs

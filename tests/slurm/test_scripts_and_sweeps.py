@@ -8,9 +8,9 @@ import sys
 
 import yaml
 
+from distft.run.status import Status
 from distft.runtime import slurm
-from distft.status import Status
-from launch.__main__ import main as launch_main
+from launch.command import main as launch_main
 from launch.status import main as status_main
 from launch.status import rows_of
 from tests.resume import runs

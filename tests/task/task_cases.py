@@ -9,14 +9,14 @@ from distft.config import schema
 from distft.data.loader import Loader
 from distft.data.pack import plan
 from distft.data.prepare import prepare
-from distft.engine.base import Engine
-from distft.engine.base import build as build_engine
-from distft.evaluation import HeldOut, held_out
+from distft.engine.seam import Engine
+from distft.engine.seam import build as build_engine
 from distft.model.load import load
 from distft.model.tokenizer import load_tokenizer
 from distft.runtime.group import Group
 from distft.runtime.stop import StopFlag
-from distft.task import base as tasks
+from distft.session.held_out import HeldOut, held_out
+from distft.task import module as tasks
 
 
 def config(task: dict[str, Any], model: dict[str, Any], data: dict[str, Any], **changes: Any) -> schema.Config:

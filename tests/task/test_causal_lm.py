@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 from distft.config import schema
 from distft.data.loader import collate
 from distft.data.pack import plan
-from distft.loss import likeliest_tokens
 from distft.model.load import load
-from distft.task import base as tasks
+from distft.task import module as tasks
+from distft.task.loss import likeliest_tokens
 
 SECTION = schema.CausalLm(name="causal_lm", exact_match=True)
 PROMPTS = ["what is the sun ", "tea ", "ann works at ", "paris rain "]
@@ -63,7 +63,7 @@ def test_exact_match_and_token_accuracy_are_those_of_greedy_decoding(read, words
 
 @pytest.mark.parametrize("vocabulary", [7, 5000])
 def test_the_likeliest_token_is_found_by_tiles(monkeypatch, vocabulary):
-    monkeypatch.setattr("distft.loss.TILE_LOGITS", 2**10)
+    monkeypatch.setattr("distft.task.loss.TILE_LOGITS", 2**10)
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(9, 16), torch.randn(vocabulary, 16), torch.randn(vocabulary)
     assert torch.equal(likeliest_tokens(hidden, weight, bias=bias), (hidden @ weight.t() + bias).argmax(1))

@@ -7,7 +7,7 @@ import pytest
 import small
 from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
-from distft.data.__main__ import show
+from distft.data.command import show
 
 CASES = {
     "sequence_classification": (small.BERT, small.labelled, AutoModelForSequenceClassification),
@@ -62,7 +62,7 @@ def test_an_exported_adapter_is_read_back_as_the_trained_model(trained, command)
 def test_the_viewer_shows_labels(trained, capsys):
     from rich.console import Console
 
-    from distft.config.compose import load
+    from distft.config.reading.compose import load
 
     words, _, auto = trained
     config = load(words, program="tests", here=False)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from distft.tracking import RunInfo, Sample, Summary
+from distft.tracking.seam import RunInfo, Sample, Summary
 
 
 @pytest.fixture

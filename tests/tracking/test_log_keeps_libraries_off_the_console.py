@@ -19,7 +19,7 @@ transformers_logging.get_logger("transformers.x").warning("transformers warns")
 logging.getLogger("peft.x").error("peft fails")
 logging.getLogger("wandb").error("wandb fails")  # the tracker reports that
 warnings.warn("a warning")
-ours = logging.getLogger("distft.loop")
+ours = logging.getLogger("distft.train.loop")
 ours.debug("our detail"), ours.info("our news"), ours.warning("our %s", "warning")
 try:
     raise KeyError("lost")
@@ -34,9 +34,9 @@ EVERYTHING = [
     "ERROR   peft.x: peft fails",
     "ERROR   wandb: wandb fails",
     "a warning",
-    "DEBUG   distft.loop: our detail",
-    "INFO    distft.loop: our news",
-    "WARNING distft.loop: our warning",
+    "DEBUG   distft.train.loop: our detail",
+    "INFO    distft.train.loop: our news",
+    "WARNING distft.train.loop: our warning",
     "KeyError: 'lost'",
     "ValueError: uncaught one",
 ]

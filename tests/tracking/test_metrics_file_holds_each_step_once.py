@@ -69,7 +69,7 @@ def test_every_row_outlives_a_kill_in_the_next_step(info, tmp_path):
     code = (
         "import sys, os, signal; sys.path.insert(0, sys.argv[2]); from pathlib import Path\n"
         "from tracked_rows import train_row\n"
-        "from distft.tracking import RunInfo; from distft.tracking.metrics import MetricsFile\n"
+        "from distft.tracking.seam import RunInfo; from distft.tracking.metrics import MetricsFile\n"
         "file = MetricsFile(); file.start(RunInfo('a', Path(sys.argv[1]), 'id', [], 9))\n"
         "for step in range(1, 8): file.log(train_row(step))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

@@ -8,7 +8,7 @@ from tracked_rows import eval_row, log_steps
 
 from distft.config import schema
 from distft.errors import DistftError
-from distft.tracking import FanOut, NullTracker, build
+from distft.tracking.build import FanOut, NullTracker, build
 from distft.tracking.metrics import MetricsFile
 
 
@@ -90,7 +90,7 @@ def test_first_rank_without_tracking_writes_metrics_and_report(info, summary, tm
 
 def test_tracking_loads_neither_torch_nor_a_tracker_it_was_not_asked_for():
     code = (
-        "import sys; from distft.config import schema; from distft.tracking import build\n"
+        "import sys; from distft.config import schema; from distft.tracking.build import build\n"
         "import distft.runtime.log, distft.tracking.wandb, distft.tracking.tensorboard\n"
         "build(schema.NoTracking(name='none'), global_rank=0)\n"
         "print([name for name in ('torch', 'wandb', 'tensorboard', 'plotly') if name in sys.modules])"

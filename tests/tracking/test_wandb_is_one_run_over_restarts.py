@@ -21,7 +21,8 @@ sys.path.insert(0, sys.argv[2])
 from tracked_rows import log_steps
 from pathlib import Path
 from distft.config import schema
-from distft.tracking import RunInfo, build
+from distft.tracking.build import build
+from distft.tracking.seam import RunInfo
 tracker = build(schema.Wandb(name="wandb"), global_rank=0)
 tracker.start(RunInfo("a-run", Path(sys.argv[1]), "run-0001", [], 40))
 log_steps(tracker, 1, 27)

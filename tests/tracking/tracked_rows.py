@@ -2,7 +2,7 @@
 
 import math
 
-from distft.tracking import Row
+from distft.tracking.seam import Row
 
 
 def train_row(step: int, **others: float) -> Row:

@@ -1,0 +1,133 @@
+"""python -m distft.export: what a run trained as a folder for others, read back and compared before it counts."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from distft.config.checks.adapter import UNMERGEABLE
+from distft.config.reading.compose import load_run
+from distft.config.schema import Bitfit, Bottleneck, Config, Full, Head, Layers, Lora, Section
+from distft.errors import ConfigError
+from distft.run.trained import check_same_model, facts_beside, find_weights
+from distft.runtime import log
+from distft.runtime.env import Ranks, read_ranks
+
+if TYPE_CHECKING:
+    from distft.session.parity import Report
+
+# What a run needed for training and an export does not. With `export.path` set, what may be missing is `export.to`.
+DEFAULTS = ["engine=single", "optim=sgd", "tracking=none", "resume=auto", "export.path=null"]
+
+
+class Export(Section):
+    to: Literal["merged", "adapter"]
+    """`merged`: a model of its own that transformers loads; `adapter`: a PEFT adapter for the plain base."""
+    path: str | None = None
+    """Folder to make; null: `exports/merged` or `exports/adapter` in the run folder."""
+    checkpoint: str | None = None
+    """A step or a checkpoint's folder; null: the run's `adapter/`, or its newest checkpoint."""
+    dtype: Literal["bfloat16", "float32"] | None = None
+    """How a merged model's weights are stored; null: as `model.dtype`."""
+
+
+class Command(Section):
+    export: Export
+
+
+def main(argv: list[str]) -> None:
+    run, config, own = load_run([*DEFAULTS, *argv], Command, program="distft.export")
+    settings = own.export
+    target = Path(settings.path).expanduser() if settings.path else run / "exports" / settings.to
+    problems = [*check_same_model(run, config), *_problems(config, settings, target, read_ranks())]
+    if problems:
+        raise ConfigError(problems)
+    log.start(0)
+    weights = find_weights(run, settings.checkpoint)
+    report = export(run, config, settings, weights, target)
+    _show(settings, weights, target, report)
+
+
+def export(run: Path, config: Config, settings: Export, weights: Path, target: Path) -> "Report":
+    """Writes `target` from the trained `weights` and reads it back; it is there only if both models agree.
+
+    One process. Raises DistftError where they do not agree, ConfigError where the run's base is not there.
+    """
+    from distft.export import formats as export_formats
+    from distft.session import parity as agreement
+
+    tokenizer = export_formats.tokenizer_of(run, config)
+    rows = agreement.check_rows(config, tokenizer, facts_beside(weights))
+    trained = export_formats.load_trained(run, config, weights)
+    with published_whole(target) as folder:
+        tokenizer.save_pretrained(folder)
+        if settings.to == "merged":
+            return export_formats.write_merged(
+                trained, config, settings.dtype or config.model.dtype, tokenizer, folder, rows
+            )
+        return export_formats.write_adapter(trained, config, weights, folder, rows)
+
+
+def _problems(config: Config, settings: Export, target: Path, ranks: Ranks) -> Iterator[str]:
+    adapter = config.adapter
+    if settings.to == "adapter" and isinstance(adapter, Full | Layers | Bitfit | Head):
+        yield "export.to: must be merged where the model's own weights trained, got adapter; use export.to=merged"
+    if settings.to == "adapter" and isinstance(adapter, Bottleneck):
+        yield (
+            "export.to: must be a form that others read, got adapter: PEFT has no bottleneck adapters; the run's own "
+            "adapter/ loads with distft.model.adapter.bottleneck.load"
+        )
+    if settings.to == "merged" and adapter.method in UNMERGEABLE:
+        yield (
+            f"export.to: must be adapter with adapter.method={adapter.method}, got merged: "
+            f"{UNMERGEABLE[adapter.method]}; use the run's own adapter/"
+        )
+    if settings.to == "adapter" and isinstance(adapter, Lora) and _starts_from_quantised_rest(config):
+        yield (
+            f"export.to: must be merged, got adapter: with adapter.init={adapter.init} the run quantised what that "
+            "left of the base, and no other NF4 base equals it; use export.to=merged"
+        )
+    if settings.to == "adapter" and settings.dtype is not None:
+        yield f"export.dtype: belongs to export.to=merged, got {settings.dtype} with adapter; remove it"
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        yield f"export.path: must be new or an empty folder, got {target}; remove it, or give another export.path="
+    parent = next(folder for folder in [target, *target.absolute().parents] if folder.exists())
+    if not os.access(parent, os.W_OK):
+        yield f"export.path: must be in a folder that can be written, got {target}; give another export.path="
+    if ranks.world_size > 1:
+        yield f"export: must run as one process, got {ranks.world_size}; start it without torchrun or srun"
+
+
+def _starts_from_quantised_rest(config: Config) -> bool:
+    start = config.adapter.init if isinstance(config.adapter, Lora) else "default"
+    return config.model.quantization != "none" and start in ("pissa", "olora", "loftq")
+
+
+@contextmanager
+def published_whole(target: Path) -> Iterator[Path]:
+    """A folder aside that becomes `target` at the end, and is removed on any error."""
+    aside = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if target.exists():
+            target.rmdir()
+        aside.rename(target)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def _show(settings: Export, weights: Path, target: Path, report: "Report") -> None:
+    size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
+    how = f'{report.auto_class}.from_pretrained("{target}")'
+    if settings.to == "adapter":
+        how = f'PeftModel.from_pretrained(base, "{target}")'
+    print(f"weights  {weights}")
+    print(f"written  {target} ({size / 1e6:,.1f} MB)")
+    for line in report.lines():
+        print(f"checked  {line}")
+    print(f"load     {how}")

@@ -1,0 +1,144 @@
+"""python -m distft.merge: one adapter of several: of runs on the same base, or of one run's checkpoints."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveInt
+
+from distft.config.reading.compose import load_run
+from distft.config.reading.resolved import to_yaml
+from distft.config.schema import Config, Lora, Section
+from distft.config.sections.section import Fraction
+from distft.errors import ConfigError
+from distft.export.command import published_whole
+from distft.run.trained import adapter_of, check_members, find_weights
+from distft.runtime import log
+from distft.runtime.env import Ranks, read_ranks
+
+# What a run needed for training and a merge does not.
+DEFAULTS = ["engine=single", "optim=sgd", "tracking=none", "resume=auto"]
+SAME_RANK = ("linear", "ties", "dare_linear", "dare_ties")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,127}")
+DENSE = ("linear", "cat", "svd")
+
+
+class Merge(Section):
+    runs: list[str] = []
+    """Folders of other runs on the same base, whose adapters are combined with this run's."""
+    checkpoints: list[NonNegativeInt] | PositiveInt | None = None
+    """Steps of this run whose weights are averaged; a number: the newest so many."""
+    method: Literal[
+        "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"
+    ] = "linear"
+    """How adapters are combined (PEFT's names): `linear` adds A and B each, `cat` and `svd` add their products B A, as
+    one adapter of all ranks or its best approximation; TIES (arXiv:2306.01708), DARE (arXiv:2311.03099)."""
+    weights: list[float] | None = None
+    """One a run, this run's first; null: equal, with sum 1."""
+    density: Fraction = 0.5
+    """Of `ties` and `dare`: the share of values that is kept."""
+    r: PositiveInt | None = None
+    """Rank that `svd` methods end with; null: the largest of the runs."""
+    seed: NonNegativeInt = 0
+    """Draws what `dare` drops."""
+    to: str
+    """The folder to make: a run folder with the merged adapter, for distft.evaluate and distft.export."""
+
+
+class Command(Section):
+    merge: Merge
+
+
+def main(argv: list[str]) -> None:
+    run, config, own = load_run([*DEFAULTS, *argv], Command, program="distft.merge")
+    settings = own.merge
+    target = Path(settings.to).expanduser()
+    others = [Path(other).expanduser() for other in settings.runs]
+    problems = [*_problems(config, settings, target, read_ranks()), *check_members(run, others, "merge.runs")]
+    if not problems and others:
+        problems += _ranks_fit(run, others, settings)
+    if problems:
+        raise ConfigError(problems)
+    log.start(0)
+    from distft.merge import adapters as merging
+
+    with published_whole(target) as folder:
+        if others:
+            members = [find_weights(each, None) for each in [run, *others]]
+            adapter = merging.combine(config, members, settings, folder)
+        else:
+            members = _checkpoints(run, settings.checkpoints)
+            merging.average(members, folder)
+        place = {"name": target.name, "run_root": str(target.absolute().parent)}
+        merged = config.model_copy(update=place | ({"adapter": adapter} if others else {}))
+        (folder / "config.yaml").write_text(to_yaml(merged))
+        merging.describe(run, members, settings, folder)
+    print(f"merged   {', '.join(map(str, members))}")
+    print(f"written  {target}")
+    print(f"next     python -m distft.evaluate run={target}")
+
+
+def _problems(config: Config, settings: Merge, target: Path, ranks: Ranks) -> Iterator[str]:
+    if bool(settings.runs) is (settings.checkpoints is not None):
+        yield (
+            f"merge.runs: must be set, or merge.checkpoints, and not both, got {settings.runs or 'neither'}; give "
+            "merge.runs=[runs/OTHER] or merge.checkpoints=3"
+        )
+    if settings.runs:
+        yield from _adapters_problems(config, settings)
+    elif settings.method != "linear" or settings.weights is not None:
+        yield "merge.method: belongs to merge.runs; checkpoints of one run are averaged: remove it, and merge.weights"
+    if not _NAME.fullmatch(target.name):
+        yield f"merge.to: its name must be a run's, letters, digits and . _ = , + -, got {target.name!r}; rename it"
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        yield f"merge.to: must be new or an empty folder, got {target}; give another merge.to="
+    parent = next(folder for folder in [target, *target.absolute().parents] if folder.exists())
+    if not os.access(parent, os.W_OK):
+        yield f"merge.to: must be in a folder that can be written, got {target}; give another merge.to="
+    if ranks.world_size > 1:
+        yield f"merge: must run as one process, got {ranks.world_size}; start it without torchrun or srun"
+
+
+def _adapters_problems(config: Config, settings: Merge) -> Iterator[str]:
+    adapter, count = config.adapter, len(settings.runs) + 1
+    if not isinstance(adapter, Lora) or adapter.dora:
+        kind = "DoRA's magnitudes" if isinstance(adapter, Lora) else f"adapter={adapter.method}"
+        yield f"merge.runs: must be runs of LoRA adapters, got {kind}; average merge.checkpoints= in place of them"
+    elif adapter.init in ("pissa", "olora", "loftq"):
+        yield (
+            f"merge.runs: must be adapters on the base as it is, got adapter.init={adapter.init}, which takes a "
+            "part of it away; export them by export.to=adapter"
+        )
+    if settings.weights is not None and len(settings.weights) != count:
+        yield f"merge.weights: must be {count} numbers, one a run, got {len(settings.weights)}; add or remove some"
+    if "svd" not in settings.method and settings.r is not None:
+        yield f"merge.r: belongs to svd methods, got {settings.r} with {settings.method}; use merge.method=svd"
+    if settings.method in DENSE and settings.density != Merge.model_fields["density"].get_default():
+        yield f"merge.density: belongs to ties and dare, got {settings.density:g} with {settings.method}; remove it"
+
+
+def _ranks_fit(run: Path, others: list[Path], settings: Merge) -> Iterator[str]:
+    r = {str(each): adapter_of(each).get("r") for each in [run, *others]}
+    if settings.method in SAME_RANK and len(set(r.values())) > 1:
+        told = ", ".join(f"{value} in {name}" for name, value in r.items())
+        yield f"merge.method: {settings.method} wants adapters of one rank r, got {told}; use merge.method=svd or cat"
+
+
+def _checkpoints(run: Path, wanted: list[int] | int | None) -> list[Path]:
+    """The folders of these steps, each whole. Raises ConfigError."""
+    from distft.run.checkpoint_folder import published, step_of
+
+    assert wanted is not None
+    steps = [step_of(path) for path in published(run / "checkpoints")]
+    if isinstance(wanted, int):
+        if len(steps) < max(2, wanted):
+            raise ConfigError(
+                f"merge.checkpoints: must be at least 2 and at most those there are, {len(steps)}, got {wanted}; "
+                "keep more by checkpoint.keep="
+            )
+        wanted = steps[-wanted:]
+    if len(set(wanted)) < 2:
+        raise ConfigError(f"merge.checkpoints: must be at least two steps, got {wanted}; steps there: {steps}")
+    return [find_weights(run, str(step)) for step in dict.fromkeys(wanted)]
