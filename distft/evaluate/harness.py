@@ -106,13 +106,13 @@ def _find(names: list[str]) -> tuple[Any, list[str]]:
 def _load(run: Path | None, config: Config, checkpoint: str | None) -> tuple[Any, Any]:
     import torch
 
-    from distft.export import formats as export_formats
     from distft.model import load as loading
     from distft.model.tokenizer import load_tokenizer
+    from distft.session.whole import load_trained, tokenizer_of
 
     if run is not None:
-        trained = export_formats.load_trained(run, config, find_weights(run, checkpoint))
-        return trained.model, export_formats.tokenizer_of(run, config)
+        trained = load_trained(run, config, find_weights(run, checkpoint))
+        return trained.model, tokenizer_of(run, config)
     loaded = loading.load(
         config.model, config.adapter, seed=config.seed, device=torch.device("cpu"), shard=lambda block: None
     )

@@ -1,9 +1,7 @@
 """python -m distft.export: what a run trained as a folder for others, read back and compared before it counts."""
 
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +12,7 @@ from distft.errors import ConfigError
 from distft.run.trained import check_same_model, facts_beside, find_weights
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
+from distft.runtime.files import whole_folder
 
 if TYPE_CHECKING:
     from distft.session.parity import Report
@@ -55,19 +54,18 @@ def export(run: Path, config: Config, settings: Export, weights: Path, target: P
 
     One process. Raises DistftError where they do not agree, ConfigError where the run's base is not there.
     """
-    from distft.export import formats as export_formats
-    from distft.session import parity as agreement
+    from distft.export import formats
+    from distft.session import parity
+    from distft.session.whole import load_trained, tokenizer_of
 
-    tokenizer = export_formats.tokenizer_of(run, config)
-    rows = agreement.check_rows(config, tokenizer, facts_beside(weights))
-    trained = export_formats.load_trained(run, config, weights)
-    with published_whole(target) as folder:
+    tokenizer = tokenizer_of(run, config)
+    rows = parity.check_rows(config, tokenizer, facts_beside(weights))
+    trained = load_trained(run, config, weights)
+    with whole_folder(target) as folder:
         tokenizer.save_pretrained(folder)
         if settings.to == "merged":
-            return export_formats.write_merged(
-                trained, config, settings.dtype or config.model.dtype, tokenizer, folder, rows
-            )
-        return export_formats.write_adapter(trained, config, weights, folder, rows)
+            return formats.write_merged(trained, config, settings.dtype or config.model.dtype, tokenizer, folder, rows)
+        return formats.write_adapter(trained, config, weights, folder, rows)
 
 
 def _problems(config: Config, settings: Export, target: Path, ranks: Ranks) -> Iterator[str]:
@@ -103,22 +101,6 @@ def _problems(config: Config, settings: Export, target: Path, ranks: Ranks) -> I
 def _starts_from_quantised_rest(config: Config) -> bool:
     start = config.adapter.init if isinstance(config.adapter, Lora) else "default"
     return config.model.quantization != "none" and start in ("pissa", "olora", "loftq")
-
-
-@contextmanager
-def published_whole(target: Path) -> Iterator[Path]:
-    """A folder aside that becomes `target` at the end, and is removed on any error."""
-    aside = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        if target.exists():
-            target.rmdir()
-        aside.rename(target)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
 def _show(settings: Export, weights: Path, target: Path, report: "Report") -> None:

@@ -1,71 +1,20 @@
 """The two forms of an export, made from the trained model and read back from disk."""
 
 import shutil
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from distft.config import schema
-from distft.errors import ConfigError
 from distft.model import load
-from distft.model.adapter import attach as adapter
-from distft.model.architecture import Architecture
-from distft.model.quantize import StoredLinear
-from distft.model.tokenizer import load_tokenizer
 from distft.run.checkpoints import TensorFolder
-from distft.run.trained import check_same_base, facts_beside, open_weights
 from distft.runtime.location import choose, locate
 from distft.session.parity import ROUNDED, SAME, Agreement, Report
-from distft.task import module as tasks
-
-
-@dataclass
-class Trained:
-    """A run's model with its trained weights in place, and what those were before the first step."""
-
-    model: PreTrainedModel | PeftModel
-    start: dict[str, Tensor]
-    architecture: Architecture
-
-
-def tokenizer_of(run: Path, config: schema.Config) -> PreTrainedTokenizerFast:
-    """The run's own copy, which has the chat template it trained with; else the base's."""
-    if (run / "adapter" / "tokenizer.json").exists():
-        return AutoTokenizer.from_pretrained(run / "adapter")
-    return load_tokenizer(config.model, config.data.chat_template)
-
-
-@torch.no_grad()
-def load_trained(run: Path, config: schema.Config, weights: Path) -> Trained:
-    """The model as it was trained, computing in float32: NF4 codes and all. Raises ConfigError."""
-    task, facts = tasks.build(config.task), facts_beside(weights) or {}
-    architecture = replace(task.architecture(facts), teacher=None)
-    if architecture.finish is not None:
-        raise ConfigError(
-            f"task: must be one whose model a class of transformers loads, got {config.task.name} with its own head; "
-            f"take {weights}, a PEFT adapter with the head in it"
-        )
-    loaded = _load(config.model, config.adapter, config.seed, architecture)
-    check_same_base(run, loaded.identity)
-    module = task.module(loaded, facts)
-    parameters = module.trainable()
-    tensors = open_weights(weights, module.weights_file, parameters, module.beside().names)
-    changes = adapter.changes_base(config.adapter)
-    start = {name: p.detach().clone() for name, p in parameters.items()} if changes else {}
-    for name, parameter in parameters.items():
-        value = tensors.read(name)
-        if value.shape != parameter.shape:
-            raise ConfigError(
-                f"checkpoint: {name} must be {list(parameter.shape)}, got {list(value.shape)} in {weights}"
-            )
-        parameter.copy_(value)
-    return Trained(loaded.model, start, architecture)
+from distft.session.whole import Trained, load_plain, merge, with_plain_layers
 
 
 def write_merged(
@@ -111,34 +60,11 @@ def write_adapter(trained: Trained, config: schema.Config, weights: Path, folder
             shutil.copyfile(weights / name, folder / name)
     architecture = trained.architecture
     del trained
-    plain = _load(config.model, schema.Lora(method="lora", r=1), config.seed, architecture).model
-    base = _with_plain_layers(plain).unload()
+    plain = load_plain(config.model, schema.Lora(method="lora", r=1), config.seed, architecture).model
+    base = with_plain_layers(plain).unload()
     read_back = PeftModel.from_pretrained(base, folder)
     agreement.require(read_back, "the folder read back", ROUNDED if rest_was_rounded else SAME)
     return agreement.report
-
-
-@torch.no_grad()
-def merge(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    """The plain model, on the CPU in float32. NF4 layers are decoded first: the adapter was trained on those values."""
-    model = _with_plain_layers(model)
-    return model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
-
-
-def _with_plain_layers(model: nn.Module) -> Any:
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, StoredLinear):
-                setattr(parent, name, child.to_linear(torch.float32).cpu())
-    return model.float().cpu()
-
-
-def _load(model: schema.Model, method: schema.AnyAdapter, seed: int, architecture: Architecture) -> load.Loaded:
-    plain = model.model_copy(update={"compute_dtype": "float32", "attention": "sdpa", "gradient_checkpointing": "none"})
-    # 4-bit codes are made anew: where they were made, a GPU, its kernels make the same ones.
-    on_gpu = model.quantization != "none" and torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    return load.load(plain, method, seed=seed, device=device, shard=lambda block: None, architecture=architecture)
 
 
 def _write_converted(start: dict[str, Tensor], weights: Path, folder: Path) -> None:

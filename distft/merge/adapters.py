@@ -4,7 +4,7 @@ import json
 import shutil
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -15,20 +15,18 @@ from transformers import PreTrainedModel
 
 from distft.config.schema import Config, Lora
 from distft.errors import ConfigError, DistftError
+from distft.merge.settings import Merge
 from distft.model import load
 from distft.run.checkpoints import TensorFolder
 from distft.run.folder import environment
 from distft.run.trained import facts_beside, require_same_facts
-from distft.task import module as tasks
-
-if TYPE_CHECKING:
-    from distft.merge.command import Merge
+from distft.task import build as tasks
 
 MERGED = "merged"
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
-def combine(config: Config, members: list[Path], settings: "Merge", folder: Path) -> Lora:
+def combine(config: Config, members: list[Path], settings: Merge, folder: Path) -> Lora:
     """Writes `adapter/`, the adapters in `members` combined as asked; returns what `adapter` is in its config.
 
     Modules that train in full beside the adapter are averaged by the same weights, brought to a sum of 1.
@@ -83,7 +81,7 @@ def average(members: list[Path], folder: Path) -> None:
     _finish(folder / "adapter", members[-1], tensors, None, stem)
 
 
-def describe(run: Path, members: list[Path], settings: "Merge", folder: Path) -> None:
+def describe(run: Path, members: list[Path], settings: Merge, folder: Path) -> None:
     """`environment.json`, with the base that all members share; and the tokenizer."""
     began = json.loads((run / "environment.json").read_text())
     told = {"members": [str(member) for member in members], **settings.model_dump(mode="json", exclude={"to"})}

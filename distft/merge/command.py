@@ -4,47 +4,22 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
-
-from pydantic import NonNegativeInt, PositiveInt
 
 from distft.config.reading.compose import load_run
 from distft.config.reading.resolved import to_yaml
 from distft.config.schema import Config, Lora, Section
-from distft.config.sections.section import Fraction
 from distft.errors import ConfigError
-from distft.export.command import published_whole
+from distft.merge.settings import Merge
 from distft.run.trained import adapter_of, check_members, find_weights
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
+from distft.runtime.files import whole_folder
 
 # What a run needed for training and a merge does not.
 DEFAULTS = ["engine=single", "optim=sgd", "tracking=none", "resume=auto"]
 SAME_RANK = ("linear", "ties", "dare_linear", "dare_ties")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,127}")
 DENSE = ("linear", "cat", "svd")
-
-
-class Merge(Section):
-    runs: list[str] = []
-    """Folders of other runs on the same base, whose adapters are combined with this run's."""
-    checkpoints: list[NonNegativeInt] | PositiveInt | None = None
-    """Steps of this run whose weights are averaged; a number: the newest so many."""
-    method: Literal[
-        "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"
-    ] = "linear"
-    """How adapters are combined (PEFT's names): `linear` adds A and B each, `cat` and `svd` add their products B A, as
-    one adapter of all ranks or its best approximation; TIES (arXiv:2306.01708), DARE (arXiv:2311.03099)."""
-    weights: list[float] | None = None
-    """One a run, this run's first; null: equal, with sum 1."""
-    density: Fraction = 0.5
-    """Of `ties` and `dare`: the share of values that is kept."""
-    r: PositiveInt | None = None
-    """Rank that `svd` methods end with; null: the largest of the runs."""
-    seed: NonNegativeInt = 0
-    """Draws what `dare` drops."""
-    to: str
-    """The folder to make: a run folder with the merged adapter, for distft.evaluate and distft.export."""
 
 
 class Command(Section):
@@ -62,19 +37,19 @@ def main(argv: list[str]) -> None:
     if problems:
         raise ConfigError(problems)
     log.start(0)
-    from distft.merge import adapters as merging
+    from distft.merge import adapters
 
-    with published_whole(target) as folder:
+    with whole_folder(target) as folder:
         if others:
             members = [find_weights(each, None) for each in [run, *others]]
-            adapter = merging.combine(config, members, settings, folder)
+            adapter = adapters.combine(config, members, settings, folder)
         else:
             members = _checkpoints(run, settings.checkpoints)
-            merging.average(members, folder)
+            adapters.average(members, folder)
         place = {"name": target.name, "run_root": str(target.absolute().parent)}
         merged = config.model_copy(update=place | ({"adapter": adapter} if others else {}))
         (folder / "config.yaml").write_text(to_yaml(merged))
-        merging.describe(run, members, settings, folder)
+        adapters.describe(run, members, settings, folder)
     print(f"merged   {', '.join(map(str, members))}")
     print(f"written  {target}")
     print(f"next     python -m distft.evaluate run={target}")

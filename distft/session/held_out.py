@@ -19,8 +19,8 @@ from distft.model.tokenizer import load_tokenizer
 from distft.runtime.env import Ranks
 from distft.runtime.group import Group
 from distft.runtime.stop import StopFlag
-from distft.task import module as tasks
-from distft.task.module import Scores, Task
+from distft.task import build as tasks
+from distft.task.seam import Scores, Task
 
 MOST = 700.0
 """The largest loss whose perplexity is a float."""

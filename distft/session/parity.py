@@ -67,7 +67,7 @@ class Agreement:
 def check_rows(config: schema.Config, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any] | None) -> list[Tensor]:
     """The first tokens of a few held-out documents; where the data is not there, of a sentence."""
     from distft.data.prepare import prepare
-    from distft.task import module as tasks
+    from distft.task import build as tasks
 
     try:
         prepared = prepare(config.data, tasks.build(config.task).reader(tokenizer, config.data, facts))

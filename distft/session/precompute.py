@@ -25,7 +25,7 @@ from distft.task.module import Columns, TaskModule
 logger = logging.getLogger(__name__)
 
 
-def rehearse(
+def precompute(
     module: TaskModule,
     engine: Engine,
     sides: Mapping[str, Corpus | None],
@@ -39,7 +39,7 @@ def rehearse(
 
     All ranks call it. Raises Stopped where one was asked to stop, ConfigError where the ranks share no folder.
     """
-    asked = module.rehearsal
+    asked = module.precompute
     if asked is None:
         return
     for side, corpus in sides.items():
@@ -54,7 +54,7 @@ def rehearse(
                 f"data.cache_dir: must be on a file system that all ranks share, got {config.data.cache_dir}, where "
                 f"{asked.name} of rank 0 is not seen; set data.cache_dir to a shared folder"
             )
-        module.recall(side, corpus, {name: np.load(kept / f"{name}.npy", mmap_mode="r") for name in asked.columns})
+        asked.take(side, corpus, {name: np.load(kept / f"{name}.npy", mmap_mode="r") for name in asked.columns})
 
 
 def _write(
@@ -67,7 +67,7 @@ def _write(
     pad_id: int,
     stop: StopFlag,
 ) -> None:
-    asked, is_main = module.rehearsal, group.ranks.is_main
+    asked, is_main = module.precompute, group.ranks.is_main
     assert asked is not None
     aside = kept.with_name(f".{kept.name}.{uuid.uuid4().hex[:8]}")  # other runs may ask the same at the same time
     # Written by one rank alone: on NFS, what two nodes write to one page of a file is not put together.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from distft.config import schema
-from distft.engine import seam as engines
+from distft.engine import build as engines
 from distft.engine.seam import Engine
 from distft.model import load as model
 from distft.model.adapter.saved import Beside

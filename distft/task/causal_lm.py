@@ -15,12 +15,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 from distft.config import schema
 from distft.data.corpus import IGNORED, Corpus
 from distft.data.loader import Batch
-from distft.data.template import Template
 from distft.errors import ConfigError
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
+from distft.task.chat import Template
 from distft.task.loss import likeliest_tokens, token_loss, token_losses
-from distft.task.module import Prompts, Scores, TaskModule
+from distft.task.module import Prompts, TaskModule
+from distft.task.seam import Scores
 
 HEAD_CHUNK = 256  # supervised tokens whose logits exist at once where the head is no plain linear layer
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distft.errors import ConfigError
-from distft.task.module import Scores
+from distft.task.seam import Scores
 
 PER_CLASS = "per_class.json"
 PAGE = "confusion_matrix.html"

@@ -16,14 +16,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from distft.config import schema
 from distft.data.corpus import IGNORED, Corpus
 from distft.data.loader import Batch
-from distft.data.template import Template
 from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.model.tokenizer import load_tokenizer
 from distft.task import divergence
 from distft.task.causal_lm import CausalLM, capped, greedy_replies, head_of, require_decoder
-from distft.task.module import Prompts, Rehearsal, Scores, TaskModule
+from distft.task.chat import Template
+from distft.task.module import Precompute, Prompts, TaskModule
+from distft.task.seam import Scores
 
 
 class DistillationTask:
@@ -83,23 +84,25 @@ class Distillation(TaskModule):
             _require_plain_head(self.teacher.base, "task.teacher")
             self.shared = min(len(each.get_output_embeddings().weight) for each in (self.base, self.teacher.base))
             if config.cache:
-                self.rehearsal = _rehearsal(config, self.shared, loaded.teacher)
-        self.recalled: dict[str, Recalled] = {}
+                self.precompute = _precompute(config, self.shared, loaded.teacher, self._remember)
+        self.remembered: dict[str, Remembered] = {}
 
     def loss(self, batch: Batch) -> Tensor:
         return self._compare(batch)[0]
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, list[Any]]:
-        """Of each document the sums over its tokens: divergence, cross-entropy. In a rehearsal, the teacher's words."""
-        if self.rehearsal is not None and self.rehearsal.is_running:
+        """Of each document the sums over its tokens: divergence, cross-entropy. While it precomputes, the teacher's."""
+        if self.precompute is not None and self.precompute.is_running:
             ids, target = self._ask(batch)
             split = zip(_by_document(ids, batch), _by_document(target, batch), strict=True)
             return target.sum() * 0, [{"ids": some, "log_probabilities": said} for some, said in split]
         loss, found = self._compare(batch)
         return loss, [part.sum(0, dtype=np.float64) for part in _by_document(found, batch)]
 
-    def recall(self, side: str, corpus: Corpus, answers: dict[str, np.ndarray]) -> None:
-        self.recalled[side] = Recalled(np.cumsum(corpus.target_counts), answers["ids"], answers["log_probabilities"])
+    def _remember(self, split: str, corpus: Corpus, answers: dict[str, np.ndarray]) -> None:
+        self.remembered[split] = Remembered(
+            np.cumsum(corpus.target_counts), answers["ids"], answers["log_probabilities"]
+        )
 
     def reply(self, prompts: Prompts) -> list[list[int]]:
         return greedy_replies(self, prompts)
@@ -130,9 +133,9 @@ class Distillation(TaskModule):
 
     def _teacher_says(self, batch: Batch, kept: Tensor) -> Callable[[slice], divergence.Bins]:
         """The teacher's predictions for some of the supervised tokens `kept`: remembered, or computed at the call."""
-        recalled = self.recalled.get("train" if self.training else "eval")
-        if recalled is not None:
-            ids, target = (part.to(kept.device) for part in recalled.of(batch.documents))
+        remembered = self.remembered.get("train" if self.training else "eval")
+        if remembered is not None:
+            ids, target = (part.to(kept.device) for part in remembered.of(batch.documents))
             return lambda rows: (ids[rows].long(), target[rows])
         states, teacher = self._teacher_states(batch)[kept], self._teacher().base
         head = teacher.get_output_embeddings()
@@ -170,8 +173,8 @@ class Distillation(TaskModule):
 
 
 @dataclass(frozen=True)
-class Recalled:
-    """What the teacher said of the documents of a side, token after token."""
+class Remembered:
+    """What the teacher said of the documents of a split, token after token."""
 
     ends: np.ndarray
     """int64 [num_documents]: where each document's tokens end."""
@@ -187,7 +190,7 @@ class Recalled:
         return torch.from_numpy(ids), torch.from_numpy(said)
 
 
-def _rehearsal(config: schema.Distillation, vocabulary: int, teacher: Loaded) -> Rehearsal:
+def _precompute(config: schema.Distillation, vocabulary: int, teacher: Loaded, take: Callable[..., None]) -> Precompute:
     top_k = config.top_k
     assert top_k is not None, "checked with the config"
     if top_k >= vocabulary:
@@ -198,7 +201,8 @@ def _rehearsal(config: schema.Distillation, vocabulary: int, teacher: Loaded) ->
     depends_on = [config.temperature, top_k, config.teacher.model_dump(mode="json"), teacher.identity["digest"]]
     depends_on += [str(teacher.compute_dtype), Path(__file__).read_text(), Path(divergence.__file__).read_text()]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
-    return Rehearsal(f"teacher-{key}", {"ids": ("int32", top_k), "log_probabilities": ("float32", top_k + 1)})
+    columns = {"ids": ("int32", top_k), "log_probabilities": ("float32", top_k + 1)}
+    return Precompute(f"teacher-{key}", columns, take)
 
 
 def _by_document(values: Tensor, batch: Batch) -> list[np.ndarray]:

@@ -25,7 +25,8 @@ from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task.heads import require_known, score_spans
 from distft.task.labels import separator
-from distft.task.module import Scores, TaskModule
+from distft.task.module import TaskModule
+from distft.task.seam import Scores
 
 Span = tuple[int, int]
 BEST = 20

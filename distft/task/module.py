@@ -1,31 +1,24 @@
-"""The task seam: what a run reads, the model it makes of the base, the loss, and what evaluations measure.
-
-A task is one file: a class with the verbs of `Task`, and a module that holds the model. The loop, the engines and the
-checkpoints know no task by name.
-"""
+"""A model with its loss inside, as engines wrap it: what every task's module is, and what it is handed."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
 from distft.config import schema
 from distft.data.corpus import Corpus
-from distft.data.document import Reader
 from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.model import attention
 from distft.model.adapter import prompt, saved
 from distft.model.adapter.saved import Beside
-from distft.model.architecture import Architecture
-from distft.model.load import Loaded
 from distft.model.regularise import Regulariser
 from distft.runtime.location import choose
 
@@ -43,30 +36,22 @@ class Prompts:
     pad_id: int
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What an evaluation says."""
-
-    numbers: dict[str, float]
-    """By the names in the task's METRICS, for the evaluation's row."""
-    files: dict[str, str] = field(default_factory=dict)
-    """Pages for the run folder, by name: a confusion matrix, say."""
-
-
 Columns = dict[str, tuple[str, int]]
 """dtype and width of what is kept of each target, by name."""
 
 
 @dataclass
-class Rehearsal:
-    """What a module wants to find once for every document before training, through its `evaluate`, and to be kept.
+class Precompute:
+    """What a module computes once for every document before training, through its `evaluate`: a teacher's predictions.
 
-    Its outputs are then, by column, an array [targets of the document, width].
+    While it is running, the outputs of `evaluate` are, by column, an array [targets of the document, width].
     """
 
     name: str
     """Names all that the answers depend on beside the data."""
     columns: Columns
+    take: Callable[[str, Corpus, dict[str, np.ndarray]], None]
+    """Called with a split (`train` or `eval`), its documents, and what was computed of them, by column, end to end."""
     is_running: bool = False
 
     @contextmanager
@@ -76,33 +61,6 @@ class Rehearsal:
             yield
         finally:
             self.is_running = False
-
-
-class Task(Protocol):
-    """What varies with the task. Made of the config alone; the data's facts come in as they are known."""
-
-    def reader(self, tokenizer: PreTrainedTokenizerFast, data: schema.Data, facts: dict[str, Any] | None) -> Reader:
-        """Reads rows. `facts`: those of a trained run, in place of what the data at hand would teach."""
-        ...
-
-    def architecture(self, facts: dict[str, Any]) -> Architecture:
-        """The model to make of the base."""
-        ...
-
-    def module(self, loaded: Loaded, facts: dict[str, Any]) -> "TaskModule":
-        """The model with its loss."""
-        ...
-
-    def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        """Those of the section's METRICS that there are for this data."""
-        ...
-
-    def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
-        """Metrics of the outputs of `TaskModule.evaluate`, by document of `held_out`; each document stands there once.
-
-        Called on one rank, and only if there are `metrics`.
-        """
-        ...
 
 
 class TaskModule(nn.Module):
@@ -156,12 +114,8 @@ class TaskModule(nn.Module):
         """The loss, and an output for each document of the batch: NumPy arrays or plain Python, for `Task.scores`."""
         return self.loss(batch), []
 
-    rehearsal: Rehearsal | None = None
-    """What is to be found once for every document, before training; null: nothing."""
-
-    def recall(self, side: str, corpus: Corpus, answers: dict[str, np.ndarray]) -> None:
-        """Takes what the rehearsal found of the documents of a side, `train` or `eval`, end to end."""
-        raise NotImplementedError
+    precompute: Precompute | None = None
+    """What is computed once for every document, before training; null: nothing."""
 
     def reply(self, prompts: Prompts) -> list[list[int]]:
         """Greedy replies, as token ids."""
@@ -251,36 +205,3 @@ class TaskModule(nn.Module):
     def beside(self) -> Beside:
         """What lies beside it in the same file. Before an engine takes the module."""
         return saved.beside(self.model)
-
-
-def build(config: schema.AnyTask) -> Task:
-    """The task that the config names."""
-    from distft.task.causal_lm import CausalLmTask
-    from distft.task.distillation import DistillationTask
-    from distft.task.extractive_qa import ExtractiveQaTask
-    from distft.task.preference import PreferenceTask
-    from distft.task.relation_extraction import RelationExtractionTask
-    from distft.task.reward import RewardTask
-    from distft.task.seq2seq import Seq2SeqTask
-    from distft.task.sequence_classification import SequenceClassificationTask
-    from distft.task.token_classification import TokenClassificationTask
-
-    match config:
-        case schema.CausalLm():
-            return CausalLmTask(config)
-        case schema.SequenceClassification():
-            return SequenceClassificationTask(config)
-        case schema.TokenClassification():
-            return TokenClassificationTask(config)
-        case schema.RelationExtraction():
-            return RelationExtractionTask(config)
-        case schema.ExtractiveQa():
-            return ExtractiveQaTask(config)
-        case schema.Seq2Seq():
-            return Seq2SeqTask(config)
-        case schema.Preference():
-            return PreferenceTask(config)
-        case schema.Reward():
-            return RewardTask(config)
-        case schema.Distillation():
-            return DistillationTask(config)

@@ -19,7 +19,7 @@ from distft.data.document import (
     checked,
     short,
 )
-from distft.data.template import Template, check_message, prompt_text
+from distft.task.chat import Template, check_message, prompt_text
 
 ANSWERS = ("chosen", "rejected")
 

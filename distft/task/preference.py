@@ -17,8 +17,9 @@ from distft.errors import ConfigError
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
 from distft.task.causal_lm import greedy_replies, head_loss, head_losses, require_decoder
-from distft.task.module import Prompts, Scores, TaskModule
+from distft.task.module import Prompts, TaskModule
 from distft.task.pairs import Pairs
+from distft.task.seam import Scores
 
 
 class PreferenceTask:

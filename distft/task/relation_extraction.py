@@ -26,7 +26,8 @@ from distft.model.load import Loaded
 from distft.task import classification
 from distft.task.heads import class_names, classify_tokens, is_decoder, require_known
 from distft.task.labels import separator
-from distft.task.module import Scores, TaskModule
+from distft.task.module import TaskModule
+from distft.task.seam import Scores
 
 MARKS = {"subject": ("@ ", " @"), "object": ("# ", " #")}
 LABEL, OPENINGS, CLOSINGS = 0, (1, 3), (2, 4)

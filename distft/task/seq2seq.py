@@ -22,7 +22,8 @@ from distft.data.document import Document, Layout, Reading, Seen, Unusable, chec
 from distft.data.loader import Batch
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
-from distft.task.module import Scores, TaskModule
+from distft.task.module import TaskModule
+from distft.task.seam import Scores
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from distft.model.load import Loaded
 from distft.task import classification
 from distft.task.heads import class_names, classify, is_decoder, require_known
 from distft.task.labels import LabelledTexts
-from distft.task.module import Scores, TaskModule
+from distft.task.module import TaskModule
+from distft.task.seam import Scores
 
 PROBLEMS = {
     "single_label": "single_label_classification",

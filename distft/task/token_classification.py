@@ -23,7 +23,8 @@ from distft.model.load import Loaded
 from distft.task import classification
 from distft.task.heads import class_names, classify_tokens, require_known
 from distft.task.labels import separator
-from distft.task.module import Scores, TaskModule
+from distft.task.module import TaskModule
+from distft.task.seam import Scores
 
 Scheme = Literal["bio", "bioes", "plain"]
 SCHEMES = {"bio": re.compile(r"O|[BI]-.+"), "bioes": re.compile(r"O|[BIES]-.+"), "plain": re.compile(r"(?s).+")}

@@ -16,7 +16,7 @@ from distft.runtime.stop import StopFlag
 
 if TYPE_CHECKING:
     from distft.data.prepare import Prepared
-    from distft.task.module import Task
+    from distft.task.seam import Task
     from distft.train.loop import Run
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
     from distft.data.prepare import alone, prepare
     from distft.model import load as model
     from distft.model.tokenizer import load_tokenizer
-    from distft.task import module as tasks
+    from distft.task import build as tasks
 
     model.check(config.model, config.data.max_length)
     tokenizer = load_tokenizer(config.model, config.data.chat_template)
@@ -100,7 +100,7 @@ def _assemble(
     from distft.engine import schedule as schedules
     from distft.run.checkpoints import Checkpoints
     from distft.session.held_out import held_out
-    from distft.session.precompute import rehearse
+    from distft.session.precompute import precompute
     from distft.session.session import set_up
     from distft.train.loop import Progress, Run
     from distft.train.plan import describe_run
@@ -115,7 +115,7 @@ def _assemble(
     )
     engine, module, loaded = stage.engine, stage.module, stage.loaded
     sides = {"train": prepared.train, "eval": prepared.eval}
-    rehearse(module, engine, sides, prepared.folder, config, group, pad_id, stop)
+    precompute(module, engine, sides, prepared.folder, config, group, pad_id, stop)
 
     loader = Loader(
         prepared.train,

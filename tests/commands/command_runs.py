@@ -131,17 +131,17 @@ def command(program: str, argv: list[str], sabotage: Callable[[Any], Any] | None
 
 def wrong_merge(module: Any) -> Callable[[], None]:
     """One merged layer off by two percent."""
-    from distft.export import formats as export_formats
+    from distft.export import formats
 
-    right = export_formats.merge
+    right = formats.merge
 
     def wrong(model: Any) -> Any:
         merged = right(model)
         merged.model.layers[0].self_attn.v_proj.weight.data *= 1.02
         return merged
 
-    export_formats.merge = wrong
-    return lambda: setattr(export_formats, "merge", right)
+    formats.merge = wrong
+    return lambda: setattr(formats, "merge", right)
 
 
 def wrong_file(module: Any) -> Callable[[], None]:
@@ -301,8 +301,8 @@ def _held_out(run: Path) -> Iterator[tuple[Any, Any]]:
     from distft.config.reading.compose import load_run
     from distft.config.schema import Section
     from distft.data.prepare import prepare
-    from distft.data.template import Template
     from distft.model.tokenizer import load_tokenizer
+    from distft.task.chat import Template
 
     _, config, _ = load_run([f"run={run}"], Section, program="tests")
     corpus = prepare(config.data, Template(load_tokenizer(config.model))).eval

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from distft.config import schema
 from distft.data import prepare as module
 from distft.data.prepare import Prepared
-from distft.data.template import Template
+from distft.task.chat import Template
 
 
 def prepare(

@@ -11,8 +11,9 @@ import pytest
 
 from distft.config import schema
 from distft.data import prepare as module
-from distft.data import template, tokenise
+from distft.data import tokenise
 from distft.errors import Stopped
+from distft.task import chat as chats
 from tests.data.chats import chat
 from tests.data.reading import prepare
 
@@ -23,7 +24,7 @@ def forbid_tokenising(monkeypatch):
     def refuse(*_):
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(template.Template, "documents", refuse)
+    monkeypatch.setattr(chats.Template, "documents", refuse)
 
 
 def test_a_second_run_tokenises_nothing(section, smollm2, jsonl, monkeypatch):
@@ -78,12 +79,22 @@ def test_data_tokenizer_template_and_code_are_in_the_key(section, tokenizer, jso
     changed()
     tokenizer.add_tokens(["Question"])
     changed()
-    edited = shutil.copy(template.__file__, tmp_path / "template.py")
-    with Path(edited).open("a") as file:
+    assert len(set(folders)) == 4
+
+
+@pytest.mark.parametrize("edited", ["data/table.py", "task/chat.py", "task/labels.py"])
+def test_code_that_reads_rows_is_in_the_key(section, smollm2, jsonl, tmp_path, monkeypatch, edited):
+    data = section(jsonl(*CHATS))
+    here = prepare(data, smollm2).folder
+    package = Path(module.__file__).parents[1]
+    copy = Path(shutil.copytree(package, tmp_path / "copy"))
+    inside = [(module, "data/prepare.py"), (chats, "task/chat.py")]
+    for part, name in inside:
+        monkeypatch.setattr(part, "__file__", str(copy / name))
+    assert prepare(data, smollm2).folder == here, "the same code in another place"
+    with (copy / edited).open("a") as file:
         file.write("# another version\n")
-    monkeypatch.setattr(template, "__file__", str(edited))
-    changed()
-    assert len(set(folders)) == 5
+    assert prepare(data, smollm2).folder != here
 
 
 def test_a_file_that_grew_is_read_anew(section, smollm2, jsonl):

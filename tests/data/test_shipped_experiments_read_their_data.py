@@ -6,7 +6,7 @@ from distft.config.reading.compose import load
 from distft.config.reading.folders import conf_dir
 from distft.data.prepare import prepare
 from distft.model.tokenizer import load_tokenizer
-from distft.task import module as tasks
+from distft.task import build as tasks
 
 EXPERIMENTS = sorted(file.stem for file in (conf_dir() / "exp").glob("*.yaml"))
 

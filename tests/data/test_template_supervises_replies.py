@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from distft.data.template import Document, Malformed, Template, Unusable
+from distft.task.chat import Document, Malformed, Template, Unusable
 from tests.data.chats import chat
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -11,7 +11,7 @@ from distft.errors import ConfigError
 from distft.evaluate.fewshot.prompt import Prompt
 from distft.evaluate.fewshot.prompt import check as check_prompt
 from distft.evaluate.fewshot.rows import draw, read
-from distft.task import module as tasks
+from distft.task import build as tasks
 
 TEXT = "{% for shot in shots %}\n{{ shot.text }} = {{ shot.answer }}\n{% endfor %}\n{{ text }} ="
 PROMPT = Prompt("topic.jinja", TEXT, "label", {})

@@ -14,7 +14,7 @@ from distft.engine.seam import Engine, build
 from distft.model.load import load
 from distft.run.checkpoints import Checkpoints
 from distft.runtime.group import Group
-from distft.task import module as tasks
+from distft.task import build as tasks
 
 LR = 1e-2
 STEPS = 2

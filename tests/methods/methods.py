@@ -14,7 +14,7 @@ from distft.config.sections.peft_table import OPTIONS
 from distft.errors import ConfigError
 from distft.model.adapter import attach as adapter
 from distft.model.load import read_hf_config
-from distft.task import module as tasks
+from distft.task import build as tasks
 
 ENGINES = ["single", "fsdp", "zero3"]
 BASES = {"fp32": "none", "nf4": "nf4"}

@@ -11,7 +11,7 @@ from typing import Any
 def held_out_losses(global_rank: int, losses: list[float], kill_at: int | None = None) -> None:
     """The n-th step's held-out loss is `losses[n]`; kill -9 in the evaluation of step `kill_at`."""
     from distft.session.held_out import HeldOut
-    from distft.task.module import Scores
+    from distft.task.seam import Scores
     from distft.train import loop
 
     def score(*_: Any) -> Scores:

@@ -13,7 +13,7 @@ from distft.config import schema
 from distft.data.prepare import Prepared, prepare
 from distft.errors import ConfigError
 from distft.model.tokenizer import load_tokenizer
-from distft.task import module as tasks
+from distft.task import build as tasks
 from tests.commands.conftest import child, command
 from tests.resume.tiny_run import commands
 

@@ -16,7 +16,8 @@ from distft.model.tokenizer import load_tokenizer
 from distft.runtime.group import Group
 from distft.runtime.stop import StopFlag
 from distft.session.held_out import HeldOut, held_out
-from distft.task import module as tasks
+from distft.task import build as tasks
+from distft.task.module import TaskModule
 
 
 def config(task: dict[str, Any], model: dict[str, Any], data: dict[str, Any], **changes: Any) -> schema.Config:
@@ -37,7 +38,7 @@ def config(task: dict[str, Any], model: dict[str, Any], data: dict[str, Any], **
     return schema.Config.model_validate({**sections, **changes})
 
 
-def start(group: Group, config: schema.Config) -> tuple[Engine, Loader, HeldOut, tasks.TaskModule]:
+def start(group: Group, config: schema.Config) -> tuple[Engine, Loader, HeldOut, TaskModule]:
     tokenizer = load_tokenizer(config.model)
     task = tasks.build(config.task)
     prepared = prepare(config.data, task.reader(tokenizer, config.data, None))

@@ -9,7 +9,7 @@ from distft.config import schema
 from distft.data.loader import collate
 from distft.data.pack import plan
 from distft.model.load import load
-from distft.task import module as tasks
+from distft.task import build as tasks
 from distft.task.loss import likeliest_tokens
 
 SECTION = schema.CausalLm(name="causal_lm", exact_match=True)

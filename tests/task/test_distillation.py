@@ -16,8 +16,8 @@ from distft.data.loader import collate
 from distft.data.pack import plan
 from distft.errors import ConfigError
 from distft.model.load import load
+from distft.task import build as tasks
 from distft.task import divergence
-from distft.task import module as tasks
 
 ROWS = [
     {"prompt": "what is the sun ", "completion": "blue sky"},

@@ -10,7 +10,7 @@ from distft.data.loader import collate
 from distft.data.pack import plan
 from distft.errors import ConfigError
 from distft.model.load import load
-from distft.task import module as tasks
+from distft.task import build as tasks
 from distft.task.extractive_qa import best_answer, normalised, word_f1
 
 SECTION = schema.ExtractiveQa(name="extractive_qa", stride=4)

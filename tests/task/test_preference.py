@@ -17,7 +17,7 @@ from distft.data.loader import collate
 from distft.data.pack import plan
 from distft.errors import ConfigError
 from distft.model.load import load
-from distft.task import module as tasks
+from distft.task import build as tasks
 
 DPO = schema.Preference(name="preference")
 SECTIONS = {

@@ -11,7 +11,7 @@ from distft.config import schema
 from distft.data.loader import collate
 from distft.data.pack import plan
 from distft.model.load import load
-from distft.task import module as tasks
+from distft.task import build as tasks
 
 SECTION = schema.RelationExtraction(name="relation_extraction")
 ROW = {"text": "sun ann lives in rome", "subject": [4, 7], "object": [17, 21], "label": "home"}

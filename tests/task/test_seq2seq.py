@@ -10,7 +10,7 @@ from distft.config import schema
 from distft.data.loader import collate
 from distft.data.pack import plan
 from distft.model.load import load
-from distft.task import module as tasks
+from distft.task import build as tasks
 from distft.task.seq2seq import text_scores
 
 SECTION = schema.Seq2Seq(name="seq2seq", max_new_tokens=6)

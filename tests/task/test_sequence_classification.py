@@ -15,8 +15,8 @@ from distft.data.loader import collate
 from distft.data.pack import plan
 from distft.errors import ConfigError
 from distft.model.load import load
+from distft.task import build as tasks
 from distft.task import classification
-from distft.task import module as tasks
 
 SECTION = schema.SequenceClassification(name="sequence_classification")
 FAMILIES = {

@@ -8,7 +8,8 @@ from tracked_rows import eval_row, log_steps
 
 from distft.config import schema
 from distft.errors import DistftError
-from distft.tracking.build import FanOut, NullTracker, build
+from distft.tracking.build import build
+from distft.tracking.fan_out import FanOut, NullTracker
 from distft.tracking.metrics import MetricsFile
 
 

@@ -138,7 +138,7 @@ def _architecture(config: Config, wanted: Wanted) -> Any:
     from transformers import AutoModelForCausalLM
 
     from distft.model.architecture import CAUSAL
-    from distft.task import module as tasks
+    from distft.task import build as tasks
 
     first = next((each.weights for each in wanted.candidates if each.weights is not None), None)
     architecture = CAUSAL

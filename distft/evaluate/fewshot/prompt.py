@@ -145,7 +145,7 @@ def match(reply: str, words: list[str]) -> int:
 
 
 def _in_chat(text: str, tokenizer: "PreTrainedTokenizerFast") -> str:
-    from distft.data.template import Template
+    from distft.task.chat import Template
 
     message = [{"role": "user", "content": text}]
     template = Template(tokenizer).chat_template()
