@@ -153,15 +153,14 @@ def _show(planned: list[Planned], name: str, folder: Path) -> None:
 
         print(script(cluster, name, folder, len(planned)))
     data, accumulation = config.data, config.data.global_batch // (config.data.micro_batch * cluster.world_size)
-    where = f"{cluster.nodes} nodes x {cluster.ranks_per_node}" if isinstance(cluster, Slurm) else "this machine"
     print("# Plan")
     for each in planned:
         print(f"run      {each.folder.path}")
     print(f"model    {config.model.source}, {config.model.quantization}, {config.adapter.method}")
-    print(f"ranks    {cluster.world_size} ({where}), engine {config.engine.name}")
+    print(f"ranks    {cluster.world_size} ({cluster.place}), engine {config.engine.name}")
     print(f"batch    {data.global_batch} rows = {data.micro_batch} x {accumulation} accumulated x {cluster.world_size}")
     print(f"length   {f'{config.steps} steps' if config.steps else f'{config.epochs:g} epochs'}")
-    if isinstance(cluster, Slurm):
+    if cluster.time_min:
         print(f"time     {cluster.time_min} minutes at most, then saved and requeued")
     print("dry: nothing was queued")
 

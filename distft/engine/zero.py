@@ -40,7 +40,7 @@ class Zero:
         self.settings, self.optim, self.device = settings, optim_settings, group.device
         self.b_lr_ratio = b_lr_ratio
         self.world_size = group.ranks.world_size
-        self.stage = 3 if isinstance(settings, schema.Zero3) else 2
+        self.stage = 3 if settings.traits.shards_blocks else 2
         self.config = _deepspeed_config(settings, optim_settings, self.stage)
         self.task: TaskModule
         self.parameters: dict[str, nn.Parameter]

@@ -148,7 +148,6 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
     """
     log.start(ranks.global_rank)
 
-    from distft.model.adapter import attach as adapter
     from distft.runtime.group import Group
     from distft.runtime.stop import StopFlag
     from distft.session.held_out import held_out as hold_out
@@ -175,7 +174,7 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
     rows = hold_out(documents, task, config, facts, ranks, pad_id)
     samples = Samples(engine, held_out.prompts, tokenizer, config.evaluation, run, group)
 
-    with nullcontext() if adapter.starts_as_base(config.adapter) else module.without_adapter():
+    with nullcontext() if config.adapter.traits.starts_as_base else module.without_adapter():
         base = _measure(engine, rows, group, samples)
     engine.load_trainable_state(stage.trained[0].read)
     after = _measure(engine, rows, group, samples)

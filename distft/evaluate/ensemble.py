@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distft.config.schema import Config, SequenceClassification
+from distft.config.schema import Config
 from distft.evaluate.fewshot.compare import Candidate
 from distft.run.trained import facts_beside, require_same_facts
 from distft.runtime import log
@@ -73,7 +73,7 @@ def evaluate(config: Config, members: list[Candidate], run: Path, ranks: Ranks) 
 
 def check(config: Config) -> list[str]:
     """Why this run's outputs have no mean. Imports no torch."""
-    if isinstance(config.task, SequenceClassification):
+    if config.task.traits.averages:
         return []
     return [
         f"ensemble: must be of runs that give probabilities of labels, task=sequence_classification, got "

@@ -46,15 +46,13 @@ def measure(
     from lm_eval.models.huggingface import HFLM
     from peft import PeftModel
 
-    from distft.model.adapter import attach as adapter
-
     manager, tasks = _find(names)
     model, tokenizer = _load(run, config, checkpoint)
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     base.set_attn_implementation("sdpa" if base._supports_sdpa else "eager")  # its batches are padded, with masks
     # Switched off, an adapter that was started from the base leaves a base with a part missing.
-    adapted = isinstance(model, PeftModel) and not adapter.changes_base(config.adapter)
+    adapted = isinstance(model, PeftModel) and not config.adapter.traits.changes_base
     sides = {"base": model.disable_adapter} if adapted else {}
     if run is not None or not sides:
         sides[config.name] = nullcontext

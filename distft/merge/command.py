@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distft.config.reading.compose import load_run
 from distft.config.reading.resolved import to_yaml
-from distft.config.schema import Config, Lora, Section
+from distft.config.schema import Config, Section
 from distft.errors import ConfigError
 from distft.merge.settings import Merge
 from distft.run.trained import adapter_of, check_members, find_weights
@@ -77,14 +77,14 @@ def _problems(config: Config, settings: Merge, target: Path, ranks: Ranks) -> It
 
 
 def _adapters_problems(config: Config, settings: Merge) -> Iterator[str]:
-    adapter, count = config.adapter, len(settings.runs) + 1
-    if not isinstance(adapter, Lora) or adapter.dora:
-        kind = "DoRA's magnitudes" if isinstance(adapter, Lora) else f"adapter={adapter.method}"
+    traits, count = config.adapter.traits, len(settings.runs) + 1
+    if not traits.combines:
+        kind = "DoRA's magnitudes" if traits.magnitudes else f"adapter={config.adapter.method}"
         yield f"merge.runs: must be runs of LoRA adapters, got {kind}; average merge.checkpoints= in place of them"
-    elif adapter.init in ("pissa", "olora", "loftq"):
+    elif traits.changes_base:
         yield (
-            f"merge.runs: must be adapters on the base as it is, got adapter.init={adapter.init}, which takes a "
-            "part of it away; export them by export.to=adapter"
+            f"merge.runs: must be adapters on the base as it is, got adapter.init={traits.changes_base}, which takes "
+            "a part of it away; export them by export.to=adapter"
         )
     if settings.weights is not None and len(settings.weights) != count:
         yield f"merge.weights: must be {count} numbers, one a run, got {len(settings.weights)}; add or remove some"

@@ -109,7 +109,7 @@ def load(
     trainable = adapter.describe_trainable(model)
     checkpoint_activations(skeleton, config.gradient_checkpointing)
 
-    changes_base = adapter.changes_base(adapter_config)
+    changes_base = adapter_config is not None and bool(adapter_config.traits.changes_base)
     for path, unit in _units(skeleton):
         base.fill(path, torch.float32 if changes_base else stored)
         if not path:
@@ -278,9 +278,7 @@ def _attention(
 ) -> str:
     if wanted != "auto":
         return wanted
-    if (
-        adapter_config is not None and adapter_config.method == "prefix_tuning"
-    ):  # more keys than queries, which only masks describe
+    if adapter_config is not None and adapter_config.traits.is_cache:  # there only masks describe who sees whom
         return "sdpa"
     if architecture.attention is not None:
         return architecture.attention

@@ -104,7 +104,7 @@ def held_out(
         world_size=ranks.world_size,
         pad_id=pad_id,
     )
-    return HeldOut(corpus, batches, task, facts, bool(metrics), config.task.TOKEN_LOSS)
+    return HeldOut(corpus, batches, task, facts, bool(metrics), config.task.traits.token_loss)
 
 
 def read_held_out(

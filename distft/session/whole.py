@@ -12,7 +12,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from distft.config import schema
 from distft.errors import ConfigError
 from distft.model import load
-from distft.model.adapter import attach as adapter
 from distft.model.architecture import Architecture
 from distft.model.quantize import StoredLinear
 from distft.model.tokenizer import load_tokenizer
@@ -51,7 +50,7 @@ def load_trained(run: Path, config: schema.Config, weights: Path) -> Trained:
     module = task.module(loaded, facts)
     parameters = module.trainable()
     tensors = open_weights(weights, module.weights_file, parameters, module.beside().names)
-    changes = adapter.changes_base(config.adapter)
+    changes = config.adapter.traits.changes_base
     start = {name: p.detach().clone() for name, p in parameters.items()} if changes else {}
     for name, parameter in parameters.items():
         value = tensors.read(name)

@@ -44,12 +44,12 @@ class DistillationTask:
         return Distillation(loaded, self.config)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS
+        return self.config.traits.metrics
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         """Means over all supervised tokens, as the loss is."""
         totals = np.sum([outputs[i] for i in sorted(outputs)], axis=0) / held_out.num_targets
-        return Scores(dict(zip(self.config.METRICS, totals.tolist(), strict=True)))
+        return Scores(dict(zip(self.config.traits.metrics, totals.tolist(), strict=True)))
 
 
 def require_same_vocabulary(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> None:

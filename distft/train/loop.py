@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from distft.config.schema import LOWER_IS_BETTER, Config
+from distft.config.schema import Config
 from distft.data.loader import Loader
 from distft.engine.optim import learning_rate
 from distft.engine.schedule import Schedule
@@ -179,7 +179,7 @@ def _evaluate(run: Run) -> bool:
     run.tracker.log({"step": progress.step, "split": "eval", **numbers})
     if run.group.ranks.is_main:
         write_files(scores, run.checkpoints.folder.parent)
-    if _is_best(progress, run.config.evaluation.metric, scores.numbers):
+    if _is_best(progress, run.config, scores.numbers):
         progress.best_step, progress.without_progress = progress.step, 0
         if progress.step > 0 and every is not None:
             save(run)
@@ -188,14 +188,15 @@ def _evaluate(run: Run) -> bool:
     return False
 
 
-def _is_best(progress: Progress, metric: str, numbers: dict[str, float]) -> bool:
+def _is_best(progress: Progress, config: Config, numbers: dict[str, float]) -> bool:
     """Notes the metric's value if it is the best so far. One that is not finite never is."""
+    metric, better = config.evaluation.metric, config.task.traits.is_better
     value = numbers[metric]
     if progress.best_of != metric:  # another one may be asked for when a run goes on
         progress.best_of, progress.best = metric, None
     if math.isnan(value):
         return False
-    if progress.best is not None and (value >= progress.best if metric in LOWER_IS_BETTER else value <= progress.best):
+    if progress.best is not None and not better(metric, value, progress.best):
         return False
     progress.best = value
     return True

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distft.config.schema import Config
+from distft.config.schema import Config, engine_for
 from distft.data.loader import Loader
 from distft.data.prepare import Prepared
 from distft.model.load import Loaded
@@ -22,15 +22,14 @@ def describe_run(
     data, optim, train, ranks = config.data, config.optim, prepared.train, group.ranks
     compute = _plain(loaded)
     base = f"NF4 over {config.model.dtype}" if config.model.quantization == "nf4" else config.model.dtype
-    if config.adapter.method == "full":
+    if config.adapter.traits.every_weight:
         base = "float32"
     fill = train.num_tokens / (len(loader.row_tokens) * data.max_length)
     held_out = f"{prepared.eval.num_documents:,} documents held out" if prepared.eval else "nothing held out"
     dropped = sum(train.counts.dropped.values())
     replayed = f", {train.counts.replayed:,} of them replayed" if train.counts.replayed else ""
-    engine: str = config.engine.name
-    if engine == "auto":
-        engine = "single (auto)" if ranks.world_size == 1 else "fsdp (auto)"
+    chosen = engine_for(config.engine, ranks.world_size)
+    engine = chosen.name if chosen == config.engine else f"{chosen.name} ({config.engine.name})"
     taught = loaded.teacher
     return [
         ("model", f"{loaded.identity['source']}, kept as {base}, computes in {compute}"),
