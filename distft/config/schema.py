@@ -1,5 +1,6 @@
 """The typed config: what every key means, and what its value may be. Imports neither torch nor Hydra."""
 
+# ruff: noqa: F401 - all others read the sections as `schema.NAME`
 from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -25,56 +26,6 @@ from distft.config.sections.task import (
     TokenClassification,
 )
 from distft.config.sections.tracking import AnyTracking, NoTracking, Tensorboard, Wandb
-
-__all__ = [
-    "Adafactor",
-    "AdamW",
-    "AdamW8bit",
-    "AnyAdapter",
-    "AnyCluster",
-    "AnyEngine",
-    "AnyOptim",
-    "AnyTask",
-    "AnyTracking",
-    "Auto",
-    "Bitfit",
-    "Bottleneck",
-    "CausalLm",
-    "Checkpoint",
-    "Config",
-    "Data",
-    "Distillation",
-    "Evaluation",
-    "ExtractiveQa",
-    "Fsdp",
-    "Full",
-    "Head",
-    "Layers",
-    "Local",
-    "Lora",
-    "Model",
-    "NoTracking",
-    "Peft",
-    "Preference",
-    "Regularisation",
-    "RelationExtraction",
-    "Reward",
-    "Runtime",
-    "Section",
-    "Seq2Seq",
-    "SequenceClassification",
-    "Sgd",
-    "Single",
-    "Slurm",
-    "Source",
-    "Tensorboard",
-    "TokenClassification",
-    "Wandb",
-    "Zero2",
-    "Zero3",
-    "engine_for",
-    "listed",
-]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]{0,127}$")]
 

@@ -8,7 +8,7 @@ from config import peft_table
 from distft.config.schema import Lora, Peft
 from distft.config.sections.adapter import OWN_KEYS
 from distft.config.sections.peft_table import OPTIONS
-from distft.config.sections.peft_traits import DIFFERENT
+from distft.config.sections.peft_traits import DIFFERENT, UNFIT
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_the_committed_table_is_that_of_the_installed_peft():
 
 def test_every_method_of_peft_is_known_and_all_that_is_told_of_them_is_of_one(configs: dict[str, Any]):
     assert set(OPTIONS) == set(configs)
-    assert set(DIFFERENT) <= set(configs)
+    assert set(DIFFERENT) | set(UNFIT) <= set(configs)
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -10,7 +10,7 @@ from distft.config import schema
 from distft.config.checks import check as checks
 from distft.config.reading.folders import conf_dir
 from distft.config.sections.peft_table import OPTIONS
-from distft.config.sections.peft_traits import traits_of
+from distft.config.sections.peft_traits import UNFIT
 from distft.errors import ConfigError
 from distft.model.adapter import attach as adapter
 from distft.model.load import read_hf_config
@@ -59,7 +59,7 @@ def unshipped(family: str = "causal_lm") -> dict[str, dict[str, Any]]:
     return {
         name: _small({"method": name, "targets": None if name in UNTARGETED else "all-linear", "options": {}}, family)
         for name in OPTIONS
-        if not traits_of(name).unfit and name not in have
+        if name not in UNFIT and name not in have
     }
 
 

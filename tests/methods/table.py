@@ -4,7 +4,7 @@ from pathlib import Path
 
 from distft.config.reading.folders import conf_dir
 from distft.config.reading.help import header
-from distft.config.sections.peft_traits import DIFFERENT
+from distft.config.sections.peft_traits import UNFIT
 from tests.methods import method_cases as cases
 from tests.methods import methods
 from tests.methods.families import FAMILIES
@@ -39,7 +39,7 @@ def text() -> str:
         tables += f"## `{family}`: `adapter.method=NAME` with PEFT's defaults\n\n"
         tables += f"{_table(family, reasons, files=False)}\n"
     told = "".join(f"* {', '.join(cells)}: {reason}\n" for reason, cells in reasons.items())
-    unfit = "".join(f"| `{name}` | {traits.unfit} |\n" for name, traits in sorted(DIFFERENT.items()) if traits.unfit)
+    unfit = "".join(f"| `{name}` | {why} |\n" for name, why in sorted(UNFIT.items()))
     return HEAD.format(tables=tables, reasons=told, unfit=unfit)
 
 

@@ -68,13 +68,9 @@ def _resume_is_there(resume: str) -> Iterator[str]:
     path = Path(resume).expanduser()
     if resume in ("auto", "never") or (path / "manifest.json").is_file():
         return
-    near = nearest(resume, ["auto", "never", *(str(path.parent / each.name) for each in _folders(path.parent))])
+    near = nearest(resume, ["auto", "never", *map(str, sorted(path.parent.glob("*/")))])
     hint = f"did you mean resume={near}?" if near else "use resume=auto for the newest one"
     yield f"resume: must be auto, never or the folder of a checkpoint, got {resume}; {hint}"
-
-
-def _folders(parent: Path) -> list[Path]:
-    return [path for path in sorted(parent.iterdir()) if path.is_dir()] if parent.is_dir() else []
 
 
 def _packages(engine: AnyEngine, model: Model, tracking: AnyTracking) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pydantic import PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from distft.config.keys import describe, nearest, show
 from distft.config.sections.peft_table import OPTIONS, PeftMethod
-from distft.config.sections.peft_traits import traits_of
+from distft.config.sections.peft_traits import UNFIT, traits_of
 from distft.config.sections.section import Fraction, Section
 from distft.config.sections.traits import AdapterTraits
 
@@ -79,10 +79,10 @@ class Peft(Section):
         return replace(traits, rank_budget=still) if falls else traits
 
     def problems(self) -> Iterator[str]:
-        if self.traits.unfit:
-            usable = [name for name in OPTIONS if not traits_of(name).unfit]
+        if self.method in UNFIT:
+            usable = [name for name in OPTIONS if name not in UNFIT]
             yield (
-                f"adapter.method: must be a method that fits, got {self.method}: {self.traits.unfit}; "
+                f"adapter.method: must be a method that fits, got {self.method}: {UNFIT[self.method]}; "
                 f"use one of {', '.join(usable)}"
             )
         yield from option_problems(self.method, self.options)

@@ -4,11 +4,24 @@ from dataclasses import replace
 
 from distft.config.sections.traits import AdapterTraits
 
-READS_BASE = AdapterTraits(unfit="PEFT reads the base's weights as it attaches it, and here they are loaded after that")
-MAKES_VECTORS = AdapterTraits(
-    unfit="PEFT makes its vectors as it attaches it, and here that is before there is memory behind the model"
-)
-WANTS_TASK_ID = AdapterTraits(unfit="it needs a task id with each row, which no data format holds")
+UNFIT = {
+    "adamss": "PEFT reads the base's weights as it attaches it, and here they are loaded after that",
+    "cartridge": "it starts from the attention states of a text of its own, which no data format holds",
+    "cpt": "it needs the kind of each token of a context, which no data format holds",
+    "frod": "PEFT reads the base's weights as it attaches it, and here they are loaded after that",
+    "lily": "PEFT joins its matrices over the layers as it attaches it, and here each layer starts on its own",
+    "multitask_prompt_tuning": "it needs a task id with each row, which no data format holds",
+    "poly": "it needs a task id with each row, which no data format holds",
+    "psoft": "PEFT reads the base's weights as it attaches it, and here they are loaded after that",
+    "randlora": "PEFT makes its bases as it attaches it, and here that is before there is memory behind the model",
+    "shadow": "it puts a second network beside the blocks, which would not be sharded",
+    "shira": "PEFT reads the base's weights as it attaches it, and here they are loaded after that",
+    "tinylora": "PEFT makes its vectors as it attaches it, and here that is before there is memory behind the model",
+    "unilora": "PEFT makes its vectors as it attaches it, and here that is before there is memory behind the model",
+    "xlora": "it mixes adapters that were trained before",
+}
+"""Methods of PEFT that are refused, and why."""
+
 PROMPT = AdapterTraits(
     virtual_tokens=True,
     targets="",
@@ -18,7 +31,6 @@ PROMPT = AdapterTraits(
 
 DIFFERENT = {
     "adalora": AdapterTraits(rank_budget=(0, 0)),
-    "adamss": READS_BASE,
     "adaption_prompt": AdapterTraits(
         starts_as_base=True,
         targets="",
@@ -27,33 +39,14 @@ DIFFERENT = {
         keeps_heads=False,
         unmergeable="its prompts are no part of any weight",
     ),
-    "cartridge": AdapterTraits(
-        unfit="it starts from the attention states of a text of its own, which no data format holds"
-    ),
-    "cpt": AdapterTraits(unfit="it needs the kind of each token of a context, which no data format holds"),
-    "frod": READS_BASE,
-    "lily": AdapterTraits(
-        unfit="PEFT joins its matrices over the layers as it attaches it, and here each layer starts on its own"
-    ),
-    "multitask_prompt_tuning": WANTS_TASK_ID,
     "osf": AdapterTraits(needs_hooks="it projects its gradients in hooks that FSDP2 does not call"),
     "p_tuning": PROMPT,
-    "poly": WANTS_TASK_ID,
     "prefix_tuning": replace(PROMPT, is_cache=True),
     "prompt_tuning": PROMPT,
-    "psoft": READS_BASE,
-    "randlora": AdapterTraits(
-        unfit="PEFT makes its bases as it attaches it, and here that is before there is memory behind the model"
-    ),
-    "shadow": AdapterTraits(unfit="it puts a second network beside the blocks, which would not be sharded"),
-    "shira": READS_BASE,
-    "tinylora": MAKES_VECTORS,
     "trainable_tokens": AdapterTraits(targets="[embed_tokens]", needs={"token_indices": "[0,1]"}, keeps_heads=False),
-    "unilora": MAKES_VECTORS,
     "vblora": AdapterTraits(unshardable="all blocks share its vectors, and blocks are sharded one by one"),
-    "xlora": AdapterTraits(unfit="it mixes adapters that were trained before"),
 }
-"""By method, where anything is not as the defaults have it."""
+"""Methods of PEFT of which not all is as the defaults have it."""
 
 
 def traits_of(method: str) -> AdapterTraits:

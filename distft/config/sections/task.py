@@ -26,6 +26,7 @@ class CausalLm(Section):
         r_drop=True,
         virtual_tokens=True,
         linear_sublayers=False,
+        has_head=False,
     )
 
     name: Literal["causal_lm"]
@@ -41,7 +42,6 @@ class SequenceClassification(Section):
         packages={"sklearn": "scikit-learn"},
         lower_is_better=("mse",),
         averages=True,
-        has_head=True,
         smoothed=True,
     )
 
@@ -57,7 +57,6 @@ class TokenClassification(Section):
         formats={"tagged": ("tokens", "tags")},
         metrics=("precision", "recall", "f1", "accuracy", "macro_f1", "micro_f1"),
         packages={"sklearn": "scikit-learn", "seqeval": "seqeval"},
-        has_head=True,
         smoothed=True,
     )
 
@@ -73,7 +72,6 @@ class RelationExtraction(Section):
         formats={"relation": ("text", "subject", "object", "label")},
         metrics=("accuracy", "macro_f1", "micro_f1"),
         packages={"sklearn": "scikit-learn"},
-        has_head=True,
         smoothed=True,
     )
 
@@ -82,9 +80,7 @@ class RelationExtraction(Section):
 
 class ExtractiveQa(Section):
     traits: ClassVar[TaskTraits] = TaskTraits(
-        formats={"extractive_qa": ("question", "context", "answers")},
-        metrics=("exact_match", "f1"),
-        has_head=True,
+        formats={"extractive_qa": ("question", "context", "answers")}, metrics=("exact_match", "f1")
     )
 
     name: Literal["extractive_qa"]
@@ -108,6 +104,7 @@ class Seq2Seq(Section):
         one_text=False,
         pads=True,
         encoder_decoder=True,
+        has_head=False,
     )
 
     name: Literal["seq2seq"]
@@ -136,7 +133,12 @@ class Preference(Section):
     def traits(self) -> TaskTraits:
         reference = f"task.loss={self.loss}" if self.has_reference else ""
         return TaskTraits(
-            formats=PAIRS, metrics=("margin", "accuracy"), replies=True, one_text=False, reference=reference
+            formats=PAIRS,
+            metrics=("margin", "accuracy"),
+            replies=True,
+            has_head=False,
+            one_text=False,
+            reference=reference,
         )
 
     @property
@@ -163,12 +165,7 @@ class Preference(Section):
 
 
 class Reward(Section):
-    traits: ClassVar[TaskTraits] = TaskTraits(
-        formats=PAIRS,
-        metrics=("accuracy", "margin"),
-        has_head=True,
-        one_text=False,
-    )
+    traits: ClassVar[TaskTraits] = TaskTraits(formats=PAIRS, metrics=("accuracy", "margin"), one_text=False)
 
     name: Literal["reward"]
 
@@ -179,6 +176,7 @@ class Distillation(Section):
         metrics=("kl", "cross_entropy"),
         lower_is_better=("kl", "cross_entropy"),
         replies=True,
+        has_head=False,
     )
 
     name: Literal["distillation"]

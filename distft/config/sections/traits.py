@@ -46,8 +46,6 @@ class AdapterTraits:
     """Several on one base can be combined into one."""
     magnitudes: bool = False
     """Weights' magnitudes train beside it (DoRA)."""
-    unfit: str = ""
-    """Why it cannot be used at all."""
     unmergeable: str = ""
     """Why no plain model can hold it."""
     unshardable: str = ""
@@ -101,7 +99,7 @@ class TaskTraits:
     """The model can be asked for replies to prompts (`evaluation.samples`)."""
     averages: bool = False
     """What several models say of a row has a mean: probabilities of labels, or values."""
-    has_head: bool = False
+    has_head: bool = True
     """The model gets a head that no base has."""
     smoothed: bool = False
     """The loss is a cross-entropy over a fixed set of classes."""
