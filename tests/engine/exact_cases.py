@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from distft.config import schema
 from distft.data import pack
 from distft.data.loader import collate
-from distft.engine.seam import build
+from distft.engine.build import build
 from distft.engine.single import Single
 from distft.model.load import load
 from distft.model.quantize import StoredLinear

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from distft.config import schema
 from distft.engine import schedule
-from distft.engine.seam import Engine, build
+from distft.engine.build import build
+from distft.engine.seam import Engine
 from distft.model.load import load
 from distft.run.checkpoints import Checkpoints
 from distft.runtime.group import Group
