@@ -1,5 +1,6 @@
 """What the exactness tests run on a rank: float64 models, planted bytes, counted bytes."""
 
+from functools import partial
 from typing import Any
 
 import engine_cases
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from distft.config import schema
 from distft.data import pack
 from distft.data.loader import collate
+from distft.engine import optim
 from distft.engine.build import build
 from distft.engine.single import Single
 from distft.model.load import load
@@ -46,7 +48,7 @@ def reference_gradients(group: Group, config: schema.Config) -> tuple[float, dic
 
 def engine_gradients(group: Group, config: schema.Config) -> tuple[float, dict[str, Tensor]]:
     """The same step through `single`: packed or padded, in micro-batches."""
-    engine, loader = Single(config.optim, group), engine_cases.loader(config, group)
+    engine, loader = Single(group, partial(optim.build, config.optim)), engine_cases.loader(config, group)
     engine.start(double_task(config, group))
     loss = engine_cases.accumulate(engine, loader, 0) / loader.target_tokens(0)
     return loss, dict(engine.gradients())
