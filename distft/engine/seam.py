@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from distft.data.loader import Batch
-from distft.task.module import Prompts, TaskModule
+from distft.task.generate import Prompts
+from distft.task.module import TaskModule
 
 Tensors = Iterator[tuple[str, Tensor]]
 ReadTensor = Callable[[str], Tensor]

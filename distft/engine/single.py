@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from distft.data.loader import Batch
 from distft.engine import optim
 from distft.engine.seam import ReadTensor, Tensors
+from distft.model.adapter import saved
 from distft.runtime.group import Group
-from distft.task.module import Prompts, TaskModule
+from distft.task.generate import Prompts
+from distft.task.module import TaskModule
 
 
 class Single:
@@ -28,7 +30,7 @@ class Single:
 
     def start(self, task: TaskModule) -> None:
         self.task = task
-        self.parameters = task.trainable()
+        self.parameters = saved.trainable(task.model)
         self.optimizer = self.make_optimizer(self.parameters)
 
     def accumulate(self, batch: Batch, target_tokens: int, last: bool) -> Tensor:

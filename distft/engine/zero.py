@@ -12,8 +12,10 @@ from distft.config import schema
 from distft.data.loader import Batch
 from distft.engine import optim
 from distft.engine.seam import ReadTensor, Tensors
+from distft.model.adapter import saved
 from distft.runtime.group import Group
-from distft.task.module import Prompts, TaskModule
+from distft.task.generate import Prompts
+from distft.task.module import TaskModule
 
 
 class Zero:
@@ -51,7 +53,7 @@ class Zero:
 
     def start(self, task: TaskModule) -> None:
         self.shard(task)
-        self.task, self.parameters = task, task.trainable()
+        self.task, self.parameters = task, saved.trainable(task.model)
         if self.stage == 3:
             for parameter in task.read_outside_its_module():
                 self.deepspeed.zero.register_external_parameter(task, parameter)

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distft.data.document import IGNORED
 from distft.runtime.processor import has_bfloat16_units
 
-IGNORED = -100
 TILE_ROWS = 4096
 TILE_LOGITS = 2**24  # 64 MB in float32
 TILE_COLUMNS = 256  # at least, however many rows
@@ -90,7 +90,7 @@ def _supervised(targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
     kept = (targets != IGNORED).nonzero().squeeze(1)
     labels = targets.index_select(0, kept)
     if len(labels) and (labels.min() < 0 or labels.max() >= vocabulary):
-        raise IndexError(f"targets must be -100 or in [0, {vocabulary}), got {labels.min()} to {labels.max()}")
+        raise IndexError(f"targets must be {IGNORED} or in [0, {vocabulary}), got {labels.min()} to {labels.max()}")
     return kept, labels
 
 
