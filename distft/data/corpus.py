@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distft.data.document import NEXT_TOKEN, Layout
-
-IGNORED = -100
-"""The target of a token after which nothing is supervised."""
+from distft.data.document import IGNORED, NEXT_TOKEN, Layout
 
 DOCUMENT = np.dtype([("start", np.int64), ("length", np.int64), ("targets", np.int64)])
 """A document in a cache folder's `documents.npy`."""

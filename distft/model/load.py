@@ -25,6 +25,7 @@ from distft.model.quantize import StoredLinear, encoding_for
 from distft.model.recompute import checkpoint_activations
 from distft.model.weights import Weights, random_readers, safetensors_readers
 from distft.runtime.location import choose, locate
+from distft.runtime.processor import has_bfloat16_units
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -44,10 +45,13 @@ class Loaded:
 
 
 def compute_dtype(config: schema.Model, device: torch.device) -> torch.dtype:
-    """The matmul precision: as asked, or `dtype` where the device is good at it."""
+    """The matmul precision: as asked, or `dtype` where the device is good at it.
+
+    A teacher's is its own section's, not the student's: a bfloat16 teacher stays one beside a float32 student.
+    """
     if config.compute_dtype != "auto":
         return DTYPES[config.compute_dtype]
-    slow = device.type == "cpu" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    slow = device.type == "cpu" and not has_bfloat16_units()
     return torch.float32 if slow else DTYPES[config.dtype]
 
 

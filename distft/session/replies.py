@@ -7,7 +7,7 @@ from typing import Any
 from distft.config.schema import Evaluation
 from distft.engine.seam import Engine
 from distft.runtime.group import Group
-from distft.task.module import Prompts
+from distft.task.generate import Prompts
 from distft.tracking.seam import Sample
 
 

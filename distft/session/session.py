@@ -11,6 +11,7 @@ from distft.config import schema
 from distft.engine import build as engines
 from distft.engine.seam import Engine
 from distft.model import load as model
+from distft.model.adapter import saved
 from distft.model.adapter.saved import Beside
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
@@ -67,7 +68,7 @@ def set_up(
         check_same_base(run, loaded.identity)
     module = module_of(loaded)
     module.regularise(config.regularisation)
-    beside = module.beside()
-    trained = [open_weights(folder, module.weights_file, module.trainable(), beside.names) for folder in weights]
+    beside, model_file = saved.beside(loaded.model), saved.weights_file(loaded.model)
+    trained = [open_weights(folder, model_file, saved.trainable(loaded.model), beside.names) for folder in weights]
     engine.start(module)
     return Stage(engine, loaded, module, beside, trained)

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from distft.config import schema
 from distft.errors import ConfigError
 from distft.model import load
+from distft.model.adapter import saved
 from distft.model.architecture import Architecture
 from distft.model.quantize import StoredLinear
 from distft.model.tokenizer import load_tokenizer
@@ -47,9 +48,8 @@ def load_trained(run: Path, config: schema.Config, weights: Path) -> Trained:
         )
     loaded = load_plain(config.model, config.adapter, config.seed, architecture)
     check_same_base(run, loaded.identity)
-    module = task.module(loaded, facts)
-    parameters = module.trainable()
-    tensors = open_weights(weights, module.weights_file, parameters, module.beside().names)
+    parameters = saved.trainable(loaded.model)
+    tensors = open_weights(weights, saved.weights_file(loaded.model), parameters, saved.beside(loaded.model).names)
     changes = config.adapter.traits.changes_base
     start = {name: p.detach().clone() for name, p in parameters.items()} if changes else {}
     for name, parameter in parameters.items():

@@ -23,7 +23,7 @@ from distft.data.document import Document, Layout, Malformed, Reading, Seen, Unu
 from distft.data.loader import Batch
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
-from distft.task.heads import require_known, score_spans
+from distft.task.classification_heads import require_known, score_spans
 from distft.task.labels import separator
 from distft.task.module import TaskModule
 from distft.task.seam import Scores

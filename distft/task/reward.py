@@ -14,7 +14,7 @@ from distft.data.corpus import Corpus
 from distft.data.loader import Batch
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
-from distft.task.heads import class_names, classify, is_decoder, require_known
+from distft.task.classification_heads import class_names, classify, is_decoder, require_known
 from distft.task.module import TaskModule
 from distft.task.pairs import Pairs
 from distft.task.preference import margin_scores

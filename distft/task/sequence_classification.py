@@ -17,7 +17,7 @@ from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task import classification
-from distft.task.heads import class_names, classify, is_decoder, require_known
+from distft.task.classification_heads import class_names, classify, is_decoder, require_known
 from distft.task.labels import LabelledTexts
 from distft.task.module import TaskModule
 from distft.task.seam import Scores

@@ -98,7 +98,9 @@ def _assemble(
     from distft.data.loader import Loader
     from distft.data.pack import plan
     from distft.engine import schedule as schedules
+    from distft.model.adapter import saved
     from distft.run.checkpoints import Checkpoints
+    from distft.runtime.location import choose
     from distft.session.held_out import held_out
     from distft.session.precompute import precompute
     from distft.session.session import set_up
@@ -128,13 +130,13 @@ def _assemble(
         world_size=ranks.world_size,
         pad_id=pad_id,
     )
-    schedule = schedules.build(loaded.model, config.adapter, list(module.trainable()), loader.num_steps)
+    schedule = schedules.build(loaded.model, config.adapter, list(saved.trainable(loaded.model)), loader.num_steps)
     checkpoints = Checkpoints(
         folder.path,
         group,
-        weights=module.weights_file,
+        weights=saved.weights_file(loaded.model),
         keep=config.checkpoint.keep,
-        describe=module.describe(config.model, config.adapter),
+        describe=saved.describe(loaded.model, config.adapter, choose(config.model.source), module.facts),
         beside=stage.beside,
         may_publish=folder.is_mine,
     )

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from distft.config import schema
 from distft.data import pack
-from distft.data.corpus import IGNORED, Corpus, Counts
+from distft.data.corpus import Corpus, Counts
+from distft.data.document import IGNORED
 from distft.data.loader import Loader
-from distft.engine.seam import Engine, build
+from distft.engine.build import build
+from distft.engine.seam import Engine
 from distft.model.load import load
 from distft.runtime.group import Group
 from distft.task.causal_lm import CausalLM

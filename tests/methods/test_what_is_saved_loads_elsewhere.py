@@ -49,7 +49,7 @@ def save_moved(config, folder):
         {**values, **saved.beside(loaded.model).of(values)},
         folder / f"{saved.weights_file(loaded.model)}.safetensors",
     )
-    for name, text in saved.describe(loaded.model, config.adapter, "none").items():
+    for name, text in saved.describe(loaded.model, config.adapter, "none", {}).items():
         (folder / name).write_text(text)
     task, batch = CausalLM(loaded.model, torch.float32).eval(), collate(*rows(), pad_id=0, seed=0)
     with task.without_adapter() if can_be_switched_off(config.adapter) else nullcontext():

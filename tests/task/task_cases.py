@@ -9,8 +9,8 @@ from distft.config import schema
 from distft.data.loader import Loader
 from distft.data.pack import plan
 from distft.data.prepare import prepare
+from distft.engine.build import build as build_engine
 from distft.engine.seam import Engine
-from distft.engine.seam import build as build_engine
 from distft.model.load import load
 from distft.model.tokenizer import load_tokenizer
 from distft.runtime.group import Group

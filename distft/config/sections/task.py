@@ -181,7 +181,8 @@ class Distillation(Section):
 
     name: Literal["distillation"]
     teacher: Model
-    """Another model of the same vocabulary, or the base itself at higher precision: frozen, sharded as the base is."""
+    """Another model of the same vocabulary, or the base itself at higher precision: frozen, sharded as the base is,
+    computing in its own `dtype` or `compute_dtype`, whatever the student's."""
     kl_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the divergence from the teacher in the loss; the rest is the cross-entropy with the data."""
     direction: Literal["forward", "reverse"] = "forward"

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from distft.errors import ConfigError
 from distft.evaluate.fewshot.tree import Tree
-from distft.task.causal_lm import greedy_replies, head_losses
-from distft.task.module import Prompts, TaskModule
+from distft.model.packed import first_position
+from distft.task.lm_head import LmHead
+from distft.task.module import TaskModule
 
 
 class Chooser(TaskModule):
@@ -19,16 +20,13 @@ class Chooser(TaskModule):
         """Minus the sum of all log-likelihoods; and of each question float64 [answers], the log-likelihoods."""
         tree: Tree = batch
         states = self._read(tree)[0]
-        losses = head_losses(self.base, states.index_select(0, tree.at), tree.goals)
+        losses = LmHead(self.base).losses(states.index_select(0, tree.at), tree.goals)
         totals = losses.new_zeros(len(tree.documents) * tree.num_answers).index_add_(0, tree.answers, losses)
         likelihoods = -totals.double().cpu().numpy().reshape(len(tree.documents), tree.num_answers)
         return totals.sum(), list(likelihoods)
 
     def read_outside_its_module(self) -> list[nn.Parameter]:
         return list(self.base.get_output_embeddings().parameters())
-
-    def reply(self, prompts: Prompts) -> list[list[int]]:
-        return greedy_replies(self, prompts)
 
     def _read(self, tree: Tree) -> Tensor:
         """Last hidden states [1, N, H]."""
@@ -40,7 +38,7 @@ class Chooser(TaskModule):
             mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
         states = self.base.base_model(
             input_ids=tree.input_ids,
-            position_ids=tree.position_ids + self._first_position(),
+            position_ids=tree.position_ids + first_position(self.base),
             attention_mask=mask,
             use_cache=False,
         ).last_hidden_state

@@ -222,7 +222,7 @@ class Asked:
 
     def _written(self, engine: Any) -> np.ndarray:
         from distft.evaluate.fewshot.prompt import match
-        from distft.task.module import Prompts
+        from distft.task.generate import Prompts
 
         most = max(max(counts) for counts in self._answer_tokens())
         asked = Prompts(self.openings, most + 2, [self.tokenizer.eos_token_id], self.tokenizer.pad_token_id)
