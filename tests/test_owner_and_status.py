@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 
 from distft.errors import DistftError
 from distft.run import owner, status
-from distft.run.owner import Owner
+from distft.run.owner import Card, Owner
 from distft.runtime.env import Job
 
 ELSEWHERE = {"host": "n9", "pid": 5, "job": None, "since": "yesterday", "token": "t", "process": "boot2 pid:[2] 5 99"}
@@ -47,8 +48,7 @@ def test_a_folder_that_was_released_is_free_at_once(tmp_path):
 
 def test_a_process_of_this_machine_is_alive_as_long_as_it_runs(tmp_path):
     old = start_owner(tmp_path, "12")
-    card = owner.read(tmp_path)
-    leave(tmp_path, card | {"process": ELSEWHERE["process"]})  # on a node that was cut off
+    leave(tmp_path, asdict(Card.read(tmp_path)) | {"process": ELSEWHERE["process"]})  # on a node that was cut off
     assert "job 12" in Owner(tmp_path, Job("12", restarts=1)).claim()
     assert old.wait(timeout=20) == 1
     assert b"another owner" in old.stdout.read()

@@ -75,9 +75,6 @@ def start(global_rank: int) -> None:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a Slurm log in an ASCII locale must not end a run
-            stream.reconfigure(errors="backslashreplace")
     _replace(Console, Console(logging.INFO if global_rank == 0 else logging.ERROR))
     logging.getLogger().setLevel(logging.INFO)
     logging.getLogger("distft").setLevel(logging.DEBUG)

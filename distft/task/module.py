@@ -22,9 +22,6 @@ from distft.model.adapter.saved import Beside
 from distft.model.regularise import Regulariser
 from distft.runtime.location import choose
 
-FACTS = "task.json"
-"""File beside the weights of every checkpoint: what the task's reader learnt of the data."""
-
 
 @dataclass(frozen=True)
 class Prompts:
@@ -194,7 +191,7 @@ class TaskModule(nn.Module):
         """The small files that make a folder of weights loadable, by name."""
         files = {}
         if self.facts:
-            files[FACTS] = json.dumps(self.facts, ensure_ascii=False, indent=2)
+            files[saved.FACTS] = json.dumps(self.facts, ensure_ascii=False, indent=2)
             files["config.json"] = self.base.config.to_json_string()
         return files | saved.describe(self.model, adapter, choose(source.source))
 

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from distft.config import schema
 from distft.model.adapter.peft_methods import ADAPTER
 
+FACTS = "task.json"
+"""File beside the weights of every checkpoint: what the task's reader learnt of the data."""
 PROMPT = "prompt_embeddings"  # PEFT's name for what a prompt encoder gives: all that it reads of one
 
 
