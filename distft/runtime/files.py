@@ -70,7 +70,7 @@ def sweep(folder: Path, pattern: str = "*", age_s: float = DEAD_S) -> None:
     for left in folder.glob(f".{pattern}.{'[0-9a-f]' * 8}.tmp"):
         with contextlib.suppress(OSError):  # its writer lives and is done; or it cannot be removed, and harms nobody
             touched = max(each.lstat().st_mtime for each in [left, *left.rglob("*")])
-            if age_s and time.time() - touched < age_s:
+            if time.time() - touched < age_s:
                 continue
             if left.is_dir():
                 shutil.rmtree(left)
