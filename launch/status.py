@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from distft.errors import ConfigError
+from distft.run.begun import CONFIG
 from distft.run.owner import Card
 from distft.run.status import FILE, Status
 from distft.runtime import slurm
@@ -22,6 +23,7 @@ from distft.runtime.files import write_whole
 from distft.tracking import metrics
 from distft.tracking.console import duration, number, visible
 from launch import sweep
+from launch.record import FILE as JOB
 from launch.record import Record
 
 REFRESH_S = 3.0
@@ -71,7 +73,7 @@ def runs_in(folder: Path) -> list[Path]:
     """The run that `folder` is, or the runs in it. Raises ConfigError where there are none."""
     if (folder / sweep.FILE).exists():
         return [folder / point["name"] for point in sweep.read(folder)]
-    if any((folder / name).exists() for name in (FILE, "job.json", "config.yaml")):
+    if any((folder / name).exists() for name in (FILE, JOB, CONFIG)):
         return [folder]
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
     found = [run for path in inside if not path.name.startswith(".") for run in _runs_below(path)]

@@ -21,7 +21,7 @@ from distft.runtime.files import write_whole
 
 CONFIG = "config.yaml"
 ENVIRONMENT = "environment.json"
-PACKAGES = (
+PACKAGES = [
     "torch",
     "transformers",
     "peft",
@@ -31,7 +31,7 @@ PACKAGES = (
     "tokenizers",
     "safetensors",
     "numpy",
-)
+]
 
 
 @dataclass(frozen=True)

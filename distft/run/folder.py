@@ -14,6 +14,7 @@ from distft.config.schema import Config
 from distft.errors import ConfigError, Stopped
 from distft.run import status
 from distft.run.begun import CONFIG, ENVIRONMENT, Environment, read_config, write_config
+from distft.run.damage import MANIFEST
 from distft.run.owner import Owner
 from distft.run.steps import State, published, step_of
 from distft.runtime.env import Ranks
@@ -142,6 +143,6 @@ class RunFolder:
         with whole_folder(final, alone=True, replace=True) as folder:
             tokenizer.save_pretrained(folder)
             for file in checkpoint.iterdir():
-                if not file.name.startswith(("optimizer", "schedule", "state.json", "manifest.json")):
+                if not file.name.startswith(("optimizer", "schedule", "state.json", MANIFEST)):
                     shutil.copy2(file, folder / file.name)
         return final

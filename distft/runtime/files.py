@@ -26,7 +26,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     aside = _aside(path)
     try:
         with aside.open("wb") as opened:
-            opened.write(content.encode() if isinstance(content, str) else content)
+            opened.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             opened.flush()
             os.fsync(opened.fileno())  # without it a crash after the rename may leave an empty file
         aside.replace(path)

@@ -86,7 +86,7 @@ def to_folder(run_dir: Path, global_rank: int) -> None:
     """Write everything to `<run_dir>/logs/rank-%05d.log` besides, from here on."""
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    file = RankFile(folder / f"rank-{global_rank:05d}.log", encoding="utf-8")
+    file = RankFile(folder / f"rank-{global_rank:05d}.log", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     _replace(RankFile, file)
     _adopt()

@@ -3,6 +3,7 @@
 import ast
 import errno
 import functools
+import json
 import os
 import signal
 import stat
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from distft.runtime.files import DEAD_S, sweep, whole_folder, write_whole
 
@@ -64,9 +66,16 @@ def test_a_reader_finds_one_writer_s_content_whole_whoever_is_killed(tmp_path):
     assert len(seen) > 200 and set(seen) == whole
 
 
-def test_text_is_utf_8_whatever_the_locale(tmp_path):
+def test_text_is_utf_8_and_a_name_that_is_no_text_is_the_same_when_read_again(tmp_path):
     write_whole(tmp_path / "a", "数据 ü")
     assert (tmp_path / "a").read_bytes() == b"\xe6\x95\xb0\xe6\x8d\xae \xc3\xbc"
+    path = {"path": os.fsdecode(b"/data/\xff.jsonl")}
+    for dump, load in (
+        (lambda it: json.dumps(it, ensure_ascii=False), json.loads),
+        (lambda it: yaml.safe_dump(it, allow_unicode=True), yaml.safe_load),
+    ):
+        write_whole(tmp_path / "b", dump(path))
+        assert load((tmp_path / "b").read_text(encoding="utf-8")) == path
 
 
 def test_a_write_that_fails_leaves_the_old_content_and_nothing_beside_it(tmp_path, monkeypatch):
