@@ -17,7 +17,7 @@ ARROWS = {
     "task": {"config", "data", "model", "runtime"},
     "engine": {"config", "data", "model", "runtime", "task"},
     "run": {"config", "engine", "model", "runtime"},
-    "tracking": {"config", "run"},
+    "tracking": {"config", "run", "runtime"},
     "session": {"config", "data", "engine", "model", "run", "runtime", "task", "tracking"},
     # commands
     "data.command": {"config", "data", "model", "runtime", "task"},

@@ -22,7 +22,8 @@ from distft.evaluate import ensemble as ensembles
 from distft.evaluate import harness
 from distft.evaluate.fewshot import prompt as prompts
 from distft.evaluate.fewshot.compare import Answers, Candidate, Wanted, compare
-from distft.run.trained import check_members, check_same_model, facts_beside, find_weights
+from distft.run.compatible import check_members, check_same_model
+from distft.run.weights import facts_beside, find_weights
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
 
@@ -181,7 +182,7 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
     result = _result(config, weights, documents, base, after, samples)
     if ranks.is_main:
         aside = run / f".{RESULT}"
-        aside.write_text(json.dumps(result, indent=2, ensure_ascii=False))
+        aside.write_text(json.dumps(result, indent=2, ensure_ascii=False), encoding="utf-8")
         aside.replace(run / RESULT)
         write_files(after.scores, run)
         from rich.console import Console

@@ -9,7 +9,8 @@ import numpy as np
 
 from distft.config.schema import Config
 from distft.evaluate.fewshot.compare import Candidate
-from distft.run.trained import facts_beside, require_same_facts
+from distft.run.compatible import require_same_facts
+from distft.run.weights import facts_beside
 from distft.runtime import log
 from distft.runtime.env import Ranks
 
@@ -61,7 +62,7 @@ def evaluate(config: Config, members: list[Candidate], run: Path, ranks: Ranks) 
     }
     if ranks.is_main:
         aside = run / f".{RESULT}"
-        aside.write_text(json.dumps(result, indent=2, ensure_ascii=False))
+        aside.write_text(json.dumps(result, indent=2, ensure_ascii=False), encoding="utf-8")
         aside.replace(run / RESULT)
         write_files(scores, run)
         _show(result)

@@ -11,7 +11,7 @@ from typing import Any
 
 from distft.config.schema import Config
 from distft.errors import ConfigError
-from distft.run.trained import find_weights
+from distft.run.weights import find_weights
 from distft.runtime import log
 from distft.runtime.env import Ranks
 
@@ -69,7 +69,7 @@ def measure(
     _show(rows)
     if run is not None:
         aside = run / f".{RESULT}"
-        aside.write_text(json.dumps(result, indent=2, ensure_ascii=False))
+        aside.write_text(json.dumps(result, indent=2, ensure_ascii=False), encoding="utf-8")
         aside.replace(run / RESULT)
         print(f"written   {run / RESULT}")
     return result
@@ -91,7 +91,8 @@ def _find(names: list[str]) -> tuple[Any, list[str]]:
     found = []
     for name in names:
         # The file may have tags of lm-eval's own, which a plain YAML reader refuses.
-        told = re.search(r"^task:\s*(\S+)", files[name].read_text(), re.MULTILINE) if name in files else None
+        text = files[name].read_text(encoding="utf-8") if name in files else ""
+        told = re.search(r"^task:\s*(\S+)", text, re.MULTILINE)
         found.append(told[1] if told else name)
     if unknown := sorted(set(found) - set(manager.all_tasks)):
         raise ConfigError(

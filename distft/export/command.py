@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from distft.config.reading.compose import load_run
 from distft.config.schema import Config, Section
 from distft.errors import ConfigError
-from distft.run.trained import check_same_model, facts_beside, find_weights
+from distft.run.compatible import check_same_model
+from distft.run.weights import facts_beside, find_weights
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
 from distft.runtime.files import whole_folder

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from distft.config import schema
 from distft.model import load
-from distft.run.checkpoints import TensorFolder
+from distft.run.tensors import TensorFolder
 from distft.runtime.location import choose, locate
 from distft.session.parity import ROUNDED, SAME, Agreement, Report
 from distft.session.whole import Trained, load_plain, merge, with_plain_layers

@@ -251,7 +251,7 @@ def _safetensors_in(path: Path, source: str) -> list[Path]:
     files = sorted(path.glob("*.safetensors"))
     index = path / "model.safetensors.index.json"
     if index.exists():  # a folder may hold the same weights twice, as Mistral's do
-        files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+        files = sorted({path / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     elif (path / "model.safetensors").exists():
         files = [path / "model.safetensors"]
     absent = [file.name for file in files if not file.exists()]

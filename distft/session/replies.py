@@ -28,11 +28,11 @@ class Samples:
     def before(self) -> None:
         replies = self.replies()
         if self.group.ranks.is_main and self.chats:
-            self.file.write_text(json.dumps(replies))
+            self.file.write_text(json.dumps(replies), encoding="utf-8")
 
     def after(self) -> list[Sample]:
         replies = self.replies()
-        before = json.loads(self.file.read_text()) if self.file.exists() else [""] * len(replies)
+        before = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else [""] * len(replies)
         return [
             Sample(chat[-2]["content"], chat[-1]["content"], first, then)
             for chat, first, then in zip(self.chats, before, replies, strict=True)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -15,12 +14,10 @@ from distft.model.adapter import saved
 from distft.model.adapter.saved import Beside
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
-from distft.run.trained import check_same_base, open_weights
+from distft.run.compatible import check_same_base
+from distft.run.tensors import TensorFolder, open_weights
 from distft.runtime.group import Group
 from distft.task.module import TaskModule
-
-if TYPE_CHECKING:
-    from distft.run.checkpoints import TensorFolder
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Stage:
     module: TaskModule
     beside: Beside
     """What lies beside what trains in its file."""
-    trained: list["TensorFolder"]
+    trained: list[TensorFolder]
     """What was trained before, as asked for; not loaded yet."""
 
 

@@ -16,7 +16,9 @@ from distft.model.adapter import saved
 from distft.model.architecture import Architecture
 from distft.model.quantize import StoredLinear
 from distft.model.tokenizer import load_tokenizer
-from distft.run.trained import check_same_base, facts_beside, open_weights
+from distft.run.compatible import check_same_base
+from distft.run.tensors import open_weights
+from distft.run.weights import facts_beside
 from distft.task import build as tasks
 
 

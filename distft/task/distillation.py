@@ -191,7 +191,10 @@ def _precompute(config: schema.Distillation, vocabulary: int, teacher: Loaded, t
             f"predictions, got {top_k}; set task.top_k=64"
         )
     depends_on = [config.temperature, top_k, config.teacher.model_dump(mode="json"), teacher.identity["digest"]]
-    depends_on += [str(teacher.compute_dtype), Path(__file__).read_text(), Path(divergence.__file__).read_text()]
+    depends_on += [
+        str(teacher.compute_dtype),
+        *(Path(each).read_text(encoding="utf-8") for each in (__file__, divergence.__file__)),
+    ]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     columns = {"ids": ("int32", top_k), "log_probabilities": ("float32", top_k + 1)}
     return Precompute(f"teacher-{key}", columns, take)

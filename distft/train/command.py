@@ -10,6 +10,7 @@ from distft.config.schema import Config
 from distft.errors import DistftError, Stopped
 from distft.run import status
 from distft.run.folder import RunFolder
+from distft.run.steps import folder_name
 from distft.runtime import log, slurm
 from distft.runtime.env import Ranks, read_ranks
 from distft.runtime.stop import StopFlag
@@ -213,7 +214,7 @@ def _train(run: "Run", folder: RunFolder, tokenizer: Any, prepared: Any) -> None
     except BaseException:
         run.tracker.close(Summary("failed", lines=[("log", str(folder.path / "logs"))]))
         raise
-    last = run.checkpoints.folder / f"step-{run.progress.step:08d}"
+    last = run.checkpoints.folder / folder_name(run.progress.step)
     if not finished:
         run.tracker.close(Summary("stopped", lines=[("checkpoint", str(last))]))
         run.group.barrier()  # the first rank that ends takes the others with it
@@ -221,7 +222,7 @@ def _train(run: "Run", folder: RunFolder, tokenizer: Any, prepared: Any) -> None
     best = run.progress.best_step if run.config.evaluation.patience is not None else None
     if best == 0:
         logger.warning("no evaluation was better than the one before training: adapter/ is made of the last checkpoint")
-    chosen = run.checkpoints.folder / f"step-{best:08d}" if best else last
+    chosen = run.checkpoints.folder / folder_name(best) if best else last
     if not chosen.exists():  # its save failed, or the run took its progress from another run's folder
         logger.warning("the best checkpoint, %s, is not there: adapter/ is made of the last one", chosen)
         best, chosen = None, last

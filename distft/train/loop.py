@@ -3,6 +3,7 @@
 import math
 import resource
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -46,7 +47,7 @@ class Progress:
     """Parameters that had none in the first steps; null: not looked at, or done."""
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "Progress":
+    def of(cls, state: Mapping[str, Any]) -> "Progress":
         """From a checkpoint's `state.json`."""
         return cls(**{part.name: state[part.name] for part in fields(cls)})
 

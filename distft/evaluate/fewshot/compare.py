@@ -12,7 +12,7 @@ import numpy as np
 from distft.config.schema import Config, Section
 from distft.errors import ConfigError
 from distft.evaluate.fewshot.prompt import Prompt
-from distft.run.trained import facts_beside
+from distft.run.weights import facts_beside
 from distft.runtime import log
 from distft.runtime.env import Ranks
 
