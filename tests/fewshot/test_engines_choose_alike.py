@@ -5,8 +5,9 @@ import pytest
 import task_cases
 from small import MODELS, labelled, write_rows, write_tokenizer
 
-from distft.evaluate.fewshot.compare import Answers, Candidate, Wanted
-from distft.evaluate.fewshot.prompt import Prompt
+from distft.evaluate.candidate import Candidate
+from distft.evaluate.fewshot.prompt_template import Prompt
+from distft.evaluate.fewshot.settings import Answers, Wanted
 
 TEXT = "{% for shot in shots %}{{ shot.text }} is {{ shot.answer }} {% endfor %}{{ text }} is"
 WORDS = {"sport": "sun", "news": "blue sky", "art": "never"}

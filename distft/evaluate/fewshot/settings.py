@@ -1,0 +1,36 @@
+"""What is asked of whom: the settings of a comparison by prompt. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from distft.config.sections.section import Section
+from distft.evaluate.candidate import Candidate
+from distft.evaluate.fewshot.prompt_template import Prompt
+
+
+class Answers(Section):
+    column: str = "label"
+    """The column of a row's label."""
+    words: dict[str, str] | None = None
+    """What the model says for each label; null: the label itself, for every label of the data."""
+    scoring: Literal["likelihood", "generation"] = "likelihood"
+    """`likelihood`: the word that the model finds likeliest; `generation`: what it writes must begin with the word."""
+    per_token: bool = False
+    """Compare likelihoods by token: long words are then not at a disadvantage."""
+    chat: bool = False
+    """Put the prompt into the model's chat template, as what the user says."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Every candidate is asked with every number of shots."""
+
+    prompt: Prompt
+    shots: list[int]
+    seed: int
+    answers: Answers
+    candidates: list[Candidate]
+    ensemble: bool
+    folder: Path | None
+    """Where `fewshot.json` goes; null: nowhere."""
