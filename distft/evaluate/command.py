@@ -15,9 +15,9 @@ from distft.config.checks.check import check
 from distft.config.reading.compose import given, load_run, load_with
 from distft.config.schema import Config, Section, SequenceClassification
 from distft.errors import ConfigError
-from distft.evaluate.candidate import Candidate
 from distft.evaluate.fewshot import prompt_template
 from distft.evaluate.fewshot.settings import Answers, Wanted
+from distft.evaluate.member import Member
 from distft.run.trained import check_members, check_same_model, find_weights
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
@@ -102,20 +102,19 @@ def read(argv: list[str]) -> tuple[Path | None, Config, Command]:
     return load_run([*words, *argv], Command, program="distft.evaluate", here=True)
 
 
-def _members(run: Path | None, own: Command) -> list[Candidate]:
+def _members(run: Path | None, own: Command) -> list[Member]:
     """The runs that are asked about, each by its folder's name, or by its path where two have the same."""
     folders = [Path(member).expanduser() for member in own.ensemble] or ([run] if run is not None else [])
     alike = len({each.name for each in folders}) < len(folders)
     checkpoint = own.evaluate.checkpoint
-    return [Candidate(str(each) if alike else each.name, find_weights(each, checkpoint), each) for each in folders]
+    return [Member(str(each) if alike else each.name, each, find_weights(each, checkpoint)) for each in folders]
 
 
 def _wanted(run: Path | None, own: Command, file: str) -> Wanted:
     text = Path(file).expanduser().read_text(encoding="utf-8")
     prompt = prompt_template.Prompt(file, text, own.answers.column, own.answers.words or {})
     members = _members(run, own)
-    candidates = members if own.ensemble else [Candidate("base", None), *members]
-    return Wanted(prompt, own.shot_counts, own.shots_seed, own.answers, candidates, bool(own.ensemble), run)
+    return Wanted(prompt, own.shot_counts, own.shots_seed, own.answers, members, bool(own.ensemble), run)
 
 
 def _problems(run: Path | None, config: Config, own: Command, ranks: Ranks) -> Iterator[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from distft.config.schema import Config
 from distft.evaluate import tables
-from distft.evaluate.candidate import Candidate
+from distft.evaluate.member import Member
 from distft.evaluate.results import Ensemble
 from distft.run.trained import facts_beside, require_same_facts
 from distft.runtime.env import Ranks
@@ -17,15 +17,14 @@ from distft.session.session import Session
 from distft.session.task_data import read_held_out
 
 
-def evaluate(config: Config, members: list[Candidate], run: Path, ranks: Ranks) -> Ensemble:
+def evaluate(config: Config, members: list[Member], run: Path, ranks: Ranks) -> Ensemble:
     """Every member on the held-out data of `config`, and their mean; writes `ensemble.json` into `run`.
 
     Every rank calls it. Raises ConfigError where the members differ in base, shape or labels, or give no probabilities.
     """
-    folders = [each.weights for each in members if each.weights is not None]
+    runs, folders = [each.run for each in members], [each.weights for each in members]
     require_same_facts(folders, "ensemble")
     data = read_held_out(config, facts_beside(folders[0]))
-    runs = [each.run for each in members if each.run is not None]
     with Session.open(config, ranks, data.architecture, data.module, runs=runs, weights=folders) as session:
         rows = HeldOut.of(session, data)
         numbers: dict[str, dict[str, float]] = {}

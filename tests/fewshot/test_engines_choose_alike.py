@@ -5,7 +5,6 @@ import pytest
 import task_cases
 from small import MODELS, labelled, write_rows, write_tokenizer
 
-from distft.evaluate.candidate import Candidate
 from distft.evaluate.fewshot.prompt_template import Prompt
 from distft.evaluate.fewshot.settings import Answers, Wanted
 
@@ -28,7 +27,7 @@ def make(tmp_path_factory):
         settings = task_cases.config({"name": "causal_lm"}, model, data, engine={"name": engine})
         prompt = Prompt("p.jinja", TEXT, "label", WORDS)
         answers = Answers(words=WORDS, scoring=scoring)
-        return settings, Wanted(prompt, [0, 2], 0, answers, [Candidate("base", None)], False, None)
+        return settings, Wanted(prompt, [0, 2], 0, answers, [], False, None)
 
     return config
 

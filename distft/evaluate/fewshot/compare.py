@@ -14,6 +14,7 @@ from distft.evaluate.fewshot.settings import Wanted
 from distft.evaluate.results import FewShot, Measurement
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
+from distft.run.checkpoints import TensorFolder
 from distft.run.trained import facts_beside
 from distft.runtime.env import Ranks
 from distft.session.session import Session
@@ -21,14 +22,13 @@ from distft.task import build as tasks
 
 
 def compare(config: Config, wanted: Wanted, ranks: Ranks) -> FewShot:
-    """Every candidate with every number of shots; prints a table, writes `fewshot.json`. Every rank calls it.
+    """Base and members with every number of shots; prints a table, writes `fewshot.json`. Every rank calls it.
 
     Raises ConfigError where data, prompt or model do not fit.
     """
     asked = ask(config, wanted)
     labelled = asked[0].labelled
-    runs = [each.run for each in wanted.candidates if each.run is not None]
-    weights = [each.weights for each in wanted.candidates if each.weights is not None]
+    runs, weights = [each.run for each in wanted.members], [each.weights for each in wanted.members]
     model = architecture(config, wanted)
     with Session.open(config, ranks, model, chooser, runs=runs, weights=weights) as session:
         result = FewShot(
@@ -38,7 +38,7 @@ def compare(config: Config, wanted: Wanted, ranks: Ranks) -> FewShot:
             shots_seed=wanted.seed,
             documents=len(labelled.held_out),
             rows=measure(session, wanted, asked),
-            weights={each.name: str(each.weights) for each in wanted.candidates if each.weights is not None},
+            weights={each.name: str(each.weights) for each in wanted.members},
         )
         if ranks.is_main:
             tables.print_few_shot(result)
@@ -48,15 +48,17 @@ def compare(config: Config, wanted: Wanted, ranks: Ranks) -> FewShot:
 
 
 def measure(session: Session, wanted: Wanted, asked: list[Asked]) -> list[Measurement]:
-    """The table's rows: every candidate with every number of shots, then the ensemble. Every rank gets them."""
-    rows, measured, trained = [], dict[int, list[np.ndarray]](), iter(session.trained)
-    for candidate in wanted.candidates:
-        if candidate.weights is not None:
-            session.engine.load_trainable_state(next(trained).read)
+    """The table's rows: base and members with every number of shots, then the ensemble. Every rank gets them."""
+    rows, measured = [], dict[int, list[np.ndarray]]()
+    columns: list[tuple[str, TensorFolder | None]] = [] if wanted.ensemble else [("base", None)]
+    columns += zip([each.name for each in wanted.members], session.trained, strict=True)
+    for name, weights in columns:
+        if weights is not None:
+            session.engine.load_trainable_state(weights.read)
         for each in asked:
             chances = each.chances(session)
             measured.setdefault(each.shots, []).append(chances)
-            rows.append(Measurement(candidate.name, each.shots, each.numbers(chances)))
+            rows.append(Measurement(name, each.shots, each.numbers(chances)))
     for each in asked if wanted.ensemble else []:
         mean = np.mean(measured[each.shots], axis=0)
         rows.append(Measurement("ensemble", each.shots, each.numbers(mean)))
@@ -65,10 +67,10 @@ def measure(session: Session, wanted: Wanted, asked: list[Asked]) -> list[Measur
 
 def architecture(config: Config, wanted: Wanted) -> Architecture:
     """The model that is asked. Raises ConfigError for a run whose model writes no text."""
-    first = next((each.weights for each in wanted.candidates if each.weights is not None), None)
     found = CAUSAL
-    if first is not None:
-        found = replace(tasks.build(config.task).architecture(facts_beside(first) or {}), teacher=None)
+    if wanted.members:
+        facts = facts_beside(wanted.members[0].weights) or {}
+        found = replace(tasks.build(config.task).architecture(facts), teacher=None)
     if found.auto is not AutoModelForCausalLM or found.heads:
         raise ConfigError(
             f"prompt: must go with a run whose model writes text, got task={config.task.name}; "

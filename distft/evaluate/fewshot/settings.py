@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from distft.config.sections.section import Section
-from distft.evaluate.candidate import Candidate
 from distft.evaluate.fewshot.prompt_template import Prompt
+from distft.evaluate.member import Member
 
 
 class Answers(Section):
@@ -24,13 +24,14 @@ class Answers(Section):
 
 @dataclass(frozen=True)
 class Wanted:
-    """Every candidate is asked with every number of shots."""
+    """The base and every member are asked with every number of shots."""
 
     prompt: Prompt
     shots: list[int]
     seed: int
     answers: Answers
-    candidates: list[Candidate]
+    members: list[Member]
     ensemble: bool
+    """Ask the members, and all together, in place of the base."""
     folder: Path | None
     """Where `fewshot.json` goes; null: nowhere."""
