@@ -64,7 +64,8 @@ def _find(names: list[str]) -> tuple[TaskManager, list[str]]:
     found = []
     for name in names:
         # The file may have tags of lm-eval's own, which a plain YAML reader refuses.
-        told = re.search(r"^task:\s*(\S+)", files[name].read_text(), re.MULTILINE) if name in files else None
+        text = files[name].read_text(encoding="utf-8") if name in files else ""
+        told = re.search(r"^task:\s*(\S+)", text, re.MULTILINE)
         found.append(told[1] if told else name)
     if unknown := sorted(set(found) - set(manager.all_tasks)):
         raise ConfigError(

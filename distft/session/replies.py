@@ -46,7 +46,8 @@ class Replies:
     def beside_kept(self, run: Path) -> list[Sample]:
         """Today's replies beside those that were kept."""
         now = self.now()
-        before = json.loads((run / FILE).read_text()) if (run / FILE).exists() else [""] * len(now)
+        file = run / FILE
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else [""] * len(now)
         return self.compared(before, now)
 
     def compared(self, before: list[str], after: list[str]) -> list[Sample]:
