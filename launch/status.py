@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from distft.errors import ConfigError
-from distft.run.begun import CONFIG
+from distft.run.identity import CONFIG
 from distft.run.owner import Card
 from distft.run.status import FILE, Status
 from distft.runtime import slurm

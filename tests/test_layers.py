@@ -21,7 +21,7 @@ ARROWS = {
     "session": {"config", "data", "engine", "model", "run", "runtime", "task", "tracking"},
     # commands
     "data.command": {"config", "data", "model", "runtime", "task"},
-    "train": {"config", "data", "engine", "model", "run", "runtime", "session", "task", "tracking"},
+    "train": {"config", "data", "engine", "model", "run", "runtime", "session", "tracking"},
     "evaluate": {"config", "data", "model", "run", "runtime", "session", "task", "tracking"},
     "export": {"config", "model", "run", "runtime", "session"},
     "merge": {"config", "model", "run", "runtime", "task"},

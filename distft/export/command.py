@@ -15,7 +15,7 @@ from distft.runtime.env import Ranks, read_ranks
 from distft.runtime.files import whole_folder
 
 if TYPE_CHECKING:
-    from distft.session.parity import Report
+    from distft.session.parity import ParityReport
 
 # What a run needed for training and an export does not. With `export.path` set, what may be missing is `export.to`.
 DEFAULTS = ["engine=single", "optim=sgd", "tracking=none", "resume=auto", "export.path=null"]
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     _show(settings, weights, target, report)
 
 
-def export(run: Path, config: Config, settings: Export, weights: Path, target: Path) -> "Report":
+def export(run: Path, config: Config, settings: Export, weights: Path, target: Path) -> "ParityReport":
     """Writes `target` from the trained `weights` and reads it back; it is there only if both models agree.
 
     One process. Raises DistftError where they do not agree, ConfigError where the run's base is not there.
@@ -98,7 +98,7 @@ def _problems(config: Config, settings: Export, target: Path, ranks: Ranks) -> I
         yield f"export: must run as one process, got {ranks.world_size}; start it without torchrun or srun"
 
 
-def _show(settings: Export, weights: Path, target: Path, report: "Report") -> None:
+def _show(settings: Export, weights: Path, target: Path, report: "ParityReport") -> None:
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     how = f'{report.auto_class}.from_pretrained("{target}")'
     if settings.to == "adapter":

@@ -17,8 +17,8 @@ from distft.errors import ConfigError, DistftError
 from distft.merge.settings import Merge
 from distft.model import load
 from distft.model.adapter.saved import FACTS
-from distft.run.begun import Environment
 from distft.run.compatible import require_same_facts
+from distft.run.identity import Environment
 from distft.run.tensors import TensorFolder
 from distft.run.weights import facts_beside
 from distft.task import build as tasks

@@ -9,8 +9,8 @@ from distft.config.reading.compose import load_run
 from distft.config.schema import Config, Section
 from distft.errors import ConfigError
 from distft.merge.settings import Merge
-from distft.run.begun import read_config, write_config
 from distft.run.compatible import check_members
+from distft.run.identity import read_config, write_config
 from distft.run.steps import published, step_of
 from distft.run.weights import find_weights
 from distft.runtime import log

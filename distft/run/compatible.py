@@ -8,7 +8,7 @@ from distft.config.keys import nearest, show
 from distft.config.resume import rule_of
 from distft.config.schema import Config
 from distft.errors import ConfigError
-from distft.run.begun import CONFIG, ENVIRONMENT, Environment, read_config
+from distft.run.identity import CONFIG, ENVIRONMENT, Environment, read_config
 from distft.run.weights import facts_beside
 
 SHAPE = ("method", "targets", "modules_to_save", "dora")

@@ -13,8 +13,8 @@ from distft.config.resume import check_resume
 from distft.config.schema import Config
 from distft.errors import ConfigError, Stopped
 from distft.run import status
-from distft.run.begun import CONFIG, ENVIRONMENT, Environment, read_config, write_config
 from distft.run.damage import MANIFEST
+from distft.run.identity import CONFIG, ENVIRONMENT, Environment, read_config, write_config
 from distft.run.owner import Owner
 from distft.run.steps import State, published, step_of
 from distft.runtime.env import Ranks

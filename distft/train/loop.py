@@ -69,7 +69,7 @@ class Run:
     stop: StopFlag
     progress: Progress
     data_digest: str
-    """Identity of the tokenised data, both sides."""
+    """Identity of the tokenised data, both splits."""
     facts: dict[str, Any]
     """What `state.json` says besides the progress."""
 
@@ -167,12 +167,12 @@ def _evaluate(run: Run) -> bool:
     due = progress.step == 0 or _is_done(run) or (every is not None and progress.step % every == 0)
     if not due or run.held_out is None or progress.evaluated_at == progress.step:
         return False
-    scores = run.held_out.score(run.engine, run.group, run.stop)
+    scores = run.held_out.score()
     if scores is None:
         return True
     numbers = dict(scores.numbers)
     for name, rows in run.earlier.items():
-        again = rows.score(run.engine, run.group, run.stop)
+        again = rows.score()
         if again is None:
             return True
         numbers |= forgetting.named(name, again.numbers)

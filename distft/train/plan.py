@@ -2,23 +2,17 @@
 
 from pathlib import Path
 
-from distft.config.schema import Config, engine_for
+from distft.config.schema import engine_for
 from distft.data.loader import Loader
 from distft.data.prepare import Prepared
 from distft.model.load import Loaded
-from distft.runtime.group import Group
+from distft.session.session import Session
+from distft.tracking.seam import Lines
 
 
-def describe_run(
-    config: Config,
-    group: Group,
-    loaded: Loaded,
-    loader: Loader,
-    prepared: Prepared,
-    folder: Path,
-    checkpoint: Path | None,
-) -> list[tuple[str, str]]:
+def describe_run(session: Session, prepared: Prepared, loader: Loader, folder: Path, checkpoint: Path | None) -> Lines:
     """What will be trained, on what, how and where."""
+    config, loaded, group = session.config, session.loaded, session.group
     data, optim, train, ranks = config.data, config.optim, prepared.train, group.ranks
     compute = _plain(loaded)
     base = f"NF4 over {config.model.dtype}" if config.model.quantization == "nf4" else config.model.dtype

@@ -198,7 +198,11 @@ def test_every_text_that_is_read_or_written_names_its_encoding():
         keys, name = {keyword.arg for keyword in call.keywords}, called.rpartition(".")[2]
         modes = [each.value for each in call.args if isinstance(each, ast.Constant) and isinstance(each.value, str)]
         if name in ("read_text", "write_text") or (name in ("open", "fdopen") and not any("b" in m for m in modes)):
-            found += [] if "encoding" in keys or called == "os.open" else [f"{file}:{call.lineno} {called}"]
+            found += (
+                []
+                if "encoding" in keys or called in ("os.open", "Session.open")
+                else [f"{file}:{call.lineno} {called}"]
+            )
         if called.startswith("subprocess."):
             found += [f"{file}:{call.lineno} {called}"] if keys & {"text", "universal_newlines"} else []
     assert found == []
