@@ -6,6 +6,7 @@ of them hangs and all others wait for it, in a collective that would time out ha
 
 import contextlib
 import faulthandler
+import inspect
 import json
 import os
 import sys
@@ -18,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 
+import distft
 from distft.errors import EXIT_FAILED
 from distft.runtime.files import write_whole
 from distft.runtime.group import Group
@@ -27,7 +30,8 @@ Told = Callable[[str, list[str]], None]
 
 GRACE_S = 4.0
 """Ranks come to see a hang within a poll of each other."""
-WAITS = (f"{os.sep}torch{os.sep}distributed{os.sep}", f"{os.sep}runtime{os.sep}group.py")
+OURS = str(Path(distft.__file__).parent) + os.sep
+WAITS = (str(Path(torch.distributed.__file__).parent) + os.sep, inspect.getfile(Group))
 """A rank that stands in such a file waits for others."""
 
 
@@ -113,11 +117,11 @@ def where() -> dict[str, Any]:
     """Where the main thread stands: its innermost call in distft, and whether it waits for other ranks there."""
     frame = sys._current_frames()[threading.main_thread().ident or 0]
     stack = traceback.extract_stack(frame)
-    ours = [call for call in stack if f"{os.sep}distft{os.sep}" in call.filename]
+    ours = [call for call in stack if call.filename.startswith(OURS)]
     at = (ours or list(stack))[-1]
     return {
         "at": f"{Path(at.filename).name}:{at.lineno} {at.name}",
-        "waits": any(part in call.filename for call in stack[-8:] for part in WAITS),
+        "waits": any(call.filename.startswith(WAITS) for call in stack[-8:]),
     }
 
 

@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 
+def in_folder(global_rank: int, folder: str, env: dict[str, str] | None = None) -> None:
+    """The command runs in a folder, with more in its environment."""
+    os.chdir(folder)
+    os.environ.update(env or {})
+
+
 def held_out_losses(global_rank: int, losses: list[float], kill_at: int | None = None) -> None:
     """The n-th step's held-out loss is `losses[n]`; kill -9 in the evaluation of step `kill_at`."""
     from distft.session.held_out import HeldOut
