@@ -114,7 +114,7 @@ class Reader(Protocol):
         ...
 
     def question(self, row: dict, format: str) -> str:
-        """What a row asks: rows with equal questions stay on one side of a split. The row may be malformed."""
+        """What a row asks: rows with equal questions stay in one split. The row may be malformed."""
         ...
 
     def documents(self, rows: list[dict], format: str) -> list[Reading]:
