@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import arms, measure
 from benchmarks.measure import Arm, Target, Turns, interleave, paired_ratio, report, require_same_work
+from distft.model.adapter import saved
 from distft.train.loop import Run
 
 LIMIT = 1.02
@@ -20,7 +21,7 @@ LIMIT = 1.02
 def bare(turns: Turns, steps: int, overrides: list[str]) -> None:
     def body(run: Run) -> None:
         task, optim, device = run.engine.task, run.config.optim, run.group.device  # type: ignore[attr-defined]
-        parameters = list(task.trainable().values())
+        parameters = list(saved.trainable(task.model).values())
         optimizer = torch.optim.AdamW(parameters, lr=optim.lr, weight_decay=optim.weight_decay)
         task.train()
         batches = [(list(run.loader.micro_batches(k)), run.loader.target_tokens(k)) for k in range(200)]

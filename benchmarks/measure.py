@@ -24,6 +24,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from distft.runtime.processor import has_bfloat16_units
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -225,7 +227,7 @@ def machine() -> dict[str, Any]:
         "cpu": model,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "bfloat16_units": torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        "bfloat16_units": has_bfloat16_units(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load_average": os.getloadavg()[0],
         "python": platform.python_version(),

@@ -29,7 +29,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, Traine
 from benchmarks import arms, measure
 from benchmarks.measure import Arm, Target, Turns, interleave, paired_ratio, report, require, require_same_work
 from distft.config.reading.compose import load as load_config
-from distft.data.corpus import IGNORED, Corpus
+from distft.data.corpus import Corpus
+from distft.data.document import IGNORED
 from distft.data.loader import Loader
 from distft.data.pack import Rows, plan
 from distft.data.prepare import prepare

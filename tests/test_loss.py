@@ -175,7 +175,7 @@ def test_loss_survives_logits_beyond_the_range_of_exp() -> None:
 def test_loss_in_bfloat16_stays_within_the_rounding_of_its_matmuls(
     monkeypatch: pytest.MonkeyPatch, units: bool, trained_head: bool
 ) -> None:
-    monkeypatch.setattr(loss_module, "_cpu_has_bfloat16_units", lambda: units)
+    monkeypatch.setenv("DISTFT_CPU_BFLOAT16", "1" if units else "0")
     hidden, weight, _, targets = make_inputs(torch.bfloat16)
     leaves = [hidden.requires_grad_(), weight.requires_grad_(trained_head)]
     ours = loss_and_gradients(token_loss, *leaves, None, targets)
@@ -198,7 +198,7 @@ def test_loss_takes_a_head_stored_in_another_dtype() -> None:
 @pytest.mark.machine
 def test_loss_gradient_keeps_its_precision_on_well_learnt_tokens_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token with p = 1 - 1e-4 must not get the gradient of p = 1: that is what bfloat16 rounds it to."""
-    monkeypatch.setattr(loss_module, "_cpu_has_bfloat16_units", lambda: True)
+    monkeypatch.setenv("DISTFT_CPU_BFLOAT16", "1")
     weight = torch.eye(4, dtype=torch.bfloat16)
     hidden = torch.tensor([[9.5, 0, 0, 0]], dtype=torch.bfloat16, requires_grad=True)
     (gradient,) = torch.autograd.grad(token_loss(hidden, weight, torch.tensor([0])), hidden)

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
 
 
 def show(config: schema.Config, num_rows: int, console: Console) -> None:
-    """Print the counts of each side, then the first rows of the first epoch with their supervised tokens coloured."""
+    """Print the counts of each split, then the first rows of the first epoch with their supervised tokens coloured."""
     # Late, so that a config error answers without importing torch.
     from distft.data.loader import permutation
     from distft.data.pack import plan
@@ -42,9 +42,9 @@ def show(config: schema.Config, num_rows: int, console: Console) -> None:
     data = config.data
     tokenizer = load_tokenizer(config.model, data.chat_template)
     prepared = prepare(data, tasks.build(config.task).reader(tokenizer, data, None))
-    sides = {"train": prepared.train} | ({"eval": prepared.eval} if prepared.eval else {})
-    plans = {name: plan(corpus.lengths, data.max_length, data.packing) for name, corpus in sides.items()}
-    console.print(_figures(sides, plans, data.max_length))
+    splits = {"train": prepared.train} | ({"eval": prepared.eval} if prepared.eval else {})
+    plans = {name: plan(corpus.lengths, data.max_length, data.packing) for name, corpus in splits.items()}
+    console.print(_figures(splits, plans, data.max_length))
     console.print(f"cache {prepared.folder}\n")
     console.print(Text.assemble("Below: ", ("supervised tokens", SUPERVISED), ", ", ("context", CONTEXT)))
     corpus, rows = prepared.train, plans["train"]
@@ -55,8 +55,8 @@ def show(config: schema.Config, num_rows: int, console: Console) -> None:
         console.print(Panel(Text.assemble(("\n────\n", "red")).join(documents), title=title))
 
 
-def _figures(sides: "dict[str, Corpus]", plans: "dict[str, Rows]", max_length: int) -> Table:
-    reasons = dict.fromkeys(reason for corpus in sides.values() for reason in corpus.counts.dropped)
+def _figures(splits: "dict[str, Corpus]", plans: "dict[str, Rows]", max_length: int) -> Table:
+    reasons = dict.fromkeys(reason for corpus in splits.values() for reason in corpus.counts.dropped)
     columns = [
         [
             f"{corpus.counts.rows:,}",
@@ -69,11 +69,11 @@ def _figures(sides: "dict[str, Corpus]", plans: "dict[str, Rows]", max_length: i
             f"{len(plans[name]):,}",
             f"{corpus.num_tokens / len(plans[name]) / max_length:.1%}",
         ]
-        for name, corpus in sides.items()
+        for name, corpus in splits.items()
     ]
     dropped = [f"dropped: {reason}" for reason in reasons]
     labels = ["rows read", "duplicates", *dropped, "truncated", "documents", "tokens", "targets", "packed rows", "fill"]
-    table = Table("", *(Column(name, justify="right") for name in sides), box=None)
+    table = Table("", *(Column(name, justify="right") for name in splits), box=None)
     for cells in zip(labels, *columns, strict=True):
         table.add_row(*cells)
     return table

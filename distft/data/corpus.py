@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from distft.data.document import NEXT_TOKEN, Layout
-
-IGNORED = -100
-"""The target of a token after which nothing is supervised."""
+from distft.data.document import IGNORED, NEXT_TOKEN, Layout
 
 DOCUMENT = np.dtype([("start", np.int64), ("length", np.int64), ("targets", np.int64)])
 """A document in a cache folder's `documents.npy`."""
@@ -19,7 +16,7 @@ DOCUMENT = np.dtype([("start", np.int64), ("length", np.int64), ("targets", np.i
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows of one side of the split."""
+    """What became of the rows of one split."""
 
     rows: int
     duplicates: int
@@ -32,7 +29,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents of one side. One may stand in it twice or more, by its source's weight."""
+    """The documents of one split. One may stand in it twice or more, by its source's weight."""
 
     counts: Counts
     digest: str
@@ -121,15 +118,15 @@ class Corpus:
         return i if self.index is None else int(self.index[i])
 
 
-def save_side(folder: Path, name: str, index: np.ndarray, counts: Counts, digest: str) -> None:
+def save_split(folder: Path, name: str, index: np.ndarray, counts: Counts, digest: str) -> None:
     """`index` int64 [num_documents]: which of the folder's documents, in which order."""
     np.save(folder / f"{name}.npy", index)
     text = json.dumps({"counts": vars(counts), "digest": digest}, indent=1)
     (folder / f"{name}.json").write_text(text, encoding="utf-8")
 
 
-def load_side(folder: Path, name: str, layout: Layout) -> Corpus | None:
-    """The documents of a side; None if the folder has no such side."""
+def load_split(folder: Path, name: str, layout: Layout) -> Corpus | None:
+    """The documents of a split; None if the folder has no such split."""
     if not (folder / f"{name}.json").exists():
         return None
     info = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))

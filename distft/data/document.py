@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+IGNORED = -100
+"""The label of a token that is not supervised."""
+
+
 class Malformed(ValueError):
     """A row that is not of its format: a mistake in the data, never dropped in silence."""
 
@@ -25,7 +29,7 @@ class Layout:
     """How the labels of a task's documents lie."""
 
     labels: Literal["next_token", "token", "document"]
-    """`next_token`: one bool a token, whether the token before has to predict it. `token`: one int32 a token, -100:
+    """`next_token`: one bool a token, whether the token before has to predict it. `token`: one int32 a token, IGNORED:
     none. `document`: `width` numbers a document."""
     dtype: Literal["bool", "int32", "float32"] = "bool"
     width: int = 0
@@ -50,7 +54,7 @@ class Document:
     segments: tuple[int, ...] = ()
     """Lengths of its segments, which sum to L; (): it is one."""
     targets: int | None = None
-    """How much it counts in the loss's denominator; null: its labels that are not -100 or False."""
+    """How much it counts in the loss's denominator; null: its labels that are not IGNORED or False."""
     truncated: bool = False
     reference: Any = None
     """JSON that the task's metrics need of this row and the labels do not say. Kept for held-out rows only."""
@@ -58,7 +62,7 @@ class Document:
     def num_targets(self) -> int:
         if self.targets is not None:
             return self.targets
-        return int((self.labels != -100).sum() if self.labels.dtype != bool else self.labels.sum())
+        return int((self.labels != IGNORED).sum() if self.labels.dtype != bool else self.labels.sum())
 
 
 Reading = list[Document] | Malformed | Unusable
@@ -110,7 +114,7 @@ class Reader(Protocol):
         ...
 
     def question(self, row: dict, format: str) -> str:
-        """What a row asks: rows with equal questions stay on one side of a split. The row may be malformed."""
+        """What a row asks: rows with equal questions stay in one split. The row may be malformed."""
         ...
 
     def documents(self, rows: list[dict], format: str) -> list[Reading]:

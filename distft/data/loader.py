@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from distft.config import schema
-from distft.data.corpus import IGNORED, Corpus
+from distft.data.corpus import Corpus
+from distft.data.document import IGNORED
 from distft.data.pack import Rows
 
 

@@ -19,9 +19,10 @@ from distft.data import corpus, source, tokenise
 from distft.data.corpus import DOCUMENT, Corpus
 from distft.data.document import Layout, Reader, Seen, question_hash
 from distft.data.source import Part, Resolved
-from distft.data.splits import Written, write_sides
-from distft.data.tokenise import ROWS_A_CHUNK, Split
+from distft.data.splits import Written, write_splits
+from distft.data.tokenise import ROWS_A_CHUNK, SplitRule
 from distft.errors import ConfigError
+from distft.runtime.files import whole_folder, write_whole
 
 Poll = Callable[[], None]
 
@@ -42,7 +43,7 @@ class Prepared:
 
     @property
     def digest(self) -> str:
-        """Identity of both sides."""
+        """Identity of both splits."""
         return self.train.digest if self.eval is None else f"{self.train.digest} {self.eval.digest}"
 
 
@@ -70,10 +71,10 @@ def prepare(data: schema.Data, reader: Reader, *, poll: Poll = lambda: None) -> 
             raise
     learnt = json.loads((folder / "learnt.json").read_text(encoding="utf-8"))
     layout = Layout(**learnt["layout"])
-    side = corpus.load_side(folder, "train", layout)
-    assert side is not None
+    documents = corpus.load_split(folder, "train", layout)
+    assert documents is not None
     prompts = json.loads((folder / "prompts.json").read_text(encoding="utf-8"))
-    return Prepared(side, corpus.load_side(folder, "eval", layout), prompts, learnt["facts"], folder)
+    return Prepared(documents, corpus.load_split(folder, "eval", layout), prompts, learnt["facts"], folder)
 
 
 def alone(data: schema.Data, path: str) -> schema.Data:
@@ -138,11 +139,11 @@ def _content_digest(file: Path, cache: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     identity = f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}"
     memory = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.digest"
-    if memory.exists() and len(known := memory.read_text()) == 64:
+    if memory.exists() and len(known := memory.read_text(encoding="ascii")) == 64:
         return known
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    memory.write_text(digest)
+    write_whole(memory, digest)
     return digest
 
 
@@ -154,33 +155,27 @@ def _make(
     problems: list[str],
     poll: Poll,
 ) -> None:
-    """Write the cache aside, then rename it: complete, or not there. The caller holds its lock.
+    """Makes the cache: complete, or not there. The caller holds its lock.
 
     `sources`: new data, older data that is replayed, held-out data.
     """
-    building = folder.with_suffix(".tmp")
-    shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
-    building.mkdir()
-    try:
+    with whole_folder(folder, alone=True) as building:
         scratch = building / "scratch"
         opened = [source.open_parts(each, data.format, reader.formats, scratch) for each in sources]
         if faults := problems + [fault for _, more in opened for fault in more]:
             raise ConfigError(faults)
         (new, _), (replayed, _), (eval_parts, _) = opened
-        split = Split(len(new) + len(replayed), data.eval_fraction, len(replayed))
+        rule = SplitRule(len(new) + len(replayed), data.eval_fraction, len(replayed))
         parts = [*new, *replayed, *eval_parts]
-        reader = reader.learn(_rows(parts, reader, split, poll))
+        reader = reader.learn(_rows(parts, reader, rule, poll))
         learnt = {"layout": vars(reader.layout), "facts": reader.facts}
         (building / "learnt.json").write_text(json.dumps(learnt, ensure_ascii=False, indent=1), encoding="utf-8")
-        written = _write_documents(building, parts, reader, data, split, poll)
-        write_sides(building, parts, split, written, data, reader)
+        written = _write_documents(building, parts, reader, data, rule, poll)
+        write_splits(building, parts, rule, written, data, reader)
         shutil.rmtree(scratch, ignore_errors=True)
-        building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
-def _rows(parts: list[Part], reader: Reader, split: Split, poll: Poll) -> Iterator[Seen]:
+def _rows(parts: list[Part], reader: Reader, rule: SplitRule, poll: Poll) -> Iterator[Seen]:
     """Every row that can be read, in order; nothing is read until it is asked for."""
     for number, part in enumerate(parts):
         for start in range(0, len(part.table), ROWS_A_CHUNK):
@@ -188,11 +183,11 @@ def _rows(parts: list[Part], reader: Reader, split: Split, poll: Poll) -> Iterat
             for row in part.table.read(start, min(start + ROWS_A_CHUNK, len(part.table))):
                 if isinstance(row, dict):
                     prompt = question_hash(reader.question(row, part.format))
-                    yield Seen(row, part.format, split.held_out(number, prompt))
+                    yield Seen(row, part.format, rule.held_out(number, prompt))
 
 
 def _write_documents(
-    folder: Path, parts: list[Part], reader: Reader, data: schema.Data, split: Split, poll: Poll
+    folder: Path, parts: list[Part], reader: Reader, data: schema.Data, rule: SplitRule, poll: Poll
 ) -> Written:
     """The tokens and labels of all rows that are kept, one after the other."""
     rows, lengths, targets, segments, reasons = [], [], [], [], {"": 0}
@@ -203,7 +198,7 @@ def _write_documents(
         (folder / "labels.bin").open("wb") as labels,
         (folder / "references.bin").open("wb") as references,
     ):
-        for chunk in tokenise.chunks(parts, reader, data, split, poll):
+        for chunk in tokenise.chunks(parts, reader, data, rule, poll):
             number = chunk.rows["part"][0]
             for row, problem in chunk.problems:
                 malformed[number].append(f"{parts[number].key}: {parts[number].table.place(row)}: {problem}")

@@ -13,7 +13,7 @@ from distft.data import corpus
 from distft.data.corpus import Counts
 from distft.data.document import Reader
 from distft.data.source import Part
-from distft.data.tokenise import Split
+from distft.data.tokenise import SplitRule
 from distft.errors import ConfigError
 
 NUM_PROMPTS = 8
@@ -29,35 +29,35 @@ class Written:
     digest: str
 
 
-def write_sides(
-    folder: Path, parts: list[Part], split: Split, written: Written, data: schema.Data, reader: Reader
+def write_splits(
+    folder: Path, parts: list[Part], rule: SplitRule, written: Written, data: schema.Data, reader: Reader
 ) -> None:
     """Which documents are trained on and which are held out, and what became of the others."""
     rows = written.rows
-    held_out = rows["part"] >= split.num_train_parts
+    held_out = rows["part"] >= rule.num_train_parts
     if data.eval_fraction:
         held_out = held_out | (rows["prompt"] < data.eval_fraction * 2.0**64)
-    replayed = (rows["part"] >= split.num_new) & (rows["part"] < split.num_train_parts)
+    replayed = (rows["part"] >= rule.num_new) & (rows["part"] < rule.num_train_parts)
     kept = rows["documents"] > 0
     first_document = np.cumsum(rows["documents"]) - rows["documents"]
     weights = np.array([part.weight for part in parts])
-    sides = {"train": ~held_out}
+    splits = {"train": ~held_out}
     if data.eval or data.eval_fraction:
-        sides["eval"] = held_out & ~replayed
+        splits["eval"] = held_out & ~replayed
     prompts: list[list[dict]] = []
-    for name, side in sides.items():
-        chosen = np.flatnonzero(side & kept)
+    for name, in_split in splits.items():
+        chosen = np.flatnonzero(in_split & kept)
         unique = _first_of_each(rows["identity"][chosen]) if data.deduplicate else np.arange(len(chosen))
-        dropped = Counter(written.reasons[reason] for reason in rows["reason"][side & ~kept])
+        dropped = Counter(written.reasons[reason] for reason in rows["reason"][in_split & ~kept])
         counts = Counts(
-            rows=int(side.sum()),
+            rows=int(in_split.sum()),
             duplicates=len(chosen) - len(unique),
             truncated=int(rows["truncated"][chosen[unique]].sum()),
             dropped=dict(dropped.most_common()),
         )
         chosen = chosen[unique]
         copies = _copies(rows[chosen], weights) if name == "train" else np.ones(len(chosen), np.int64)
-        if name == "train" and split.num_replayed:
+        if name == "train" and rule.num_replayed:
             counts, copies = _mixed(rows[chosen], replayed[chosen], copies, counts, data)
         chosen_rows = np.repeat(chosen, copies)
         index = _ranges(first_document[chosen_rows], rows["documents"][chosen_rows])
@@ -66,7 +66,7 @@ def write_sides(
         # Label names are no part of the labels' bytes: renamed classes would be another run's.
         facts = json.dumps(reader.facts, sort_keys=True).encode() if reader.facts else b""
         digest = hashlib.sha256(written.digest.encode() + written.documents[index].tobytes() + facts).hexdigest()
-        corpus.save_side(folder, name, index, counts, digest)
+        corpus.save_split(folder, name, index, counts, digest)
         if name == "eval":
             prompts = _sample_prompts(parts, rows[chosen], reader)
     (folder / "prompts.json").write_text(json.dumps(prompts, ensure_ascii=False, indent=1), encoding="utf-8")
@@ -117,7 +117,7 @@ def _nothing_left(name: str, counts: Counts, data: schema.Data) -> str:
     if name == "eval" and data.eval is None:
         return (
             f"data.eval_fraction: must hold out at least one row, got {data.eval_fraction} of {counts.rows} rows"
-            f" on that side; raise it, or set it to 0"
+            f" in that split; raise it, or set it to 0"
         )
     reasons = "; ".join(f"{number} rows: {reason}" for reason, number in counts.dropped.items()) or "none was kept"
     return (

@@ -56,7 +56,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitRule:
     """Which rows are held out: all of the later parts, and a share of the earlier ones by what they ask."""
 
     num_train_parts: int
@@ -77,7 +77,7 @@ class Tokeniser:
     parts: list[Part]
     reader: Reader
     data: schema.Data
-    split: Split
+    rule: SplitRule
 
     def __call__(self, span: tuple[int, int, int]) -> Chunk:
         """Rows [start, stop) of a part."""
@@ -101,7 +101,7 @@ class Tokeniser:
                 if reason not in reasons:
                     reasons.append(reason)
                 entry["reason"] = reasons.index(reason)
-            elif kept[-1].reference is not None and self.split.held_out(number, prompt):
+            elif kept[-1].reference is not None and self.rule.held_out(number, prompt):
                 reference = json.dumps(kept[-1].reference, ensure_ascii=False).encode()
                 entry["reference"] = len(reference)
                 references += reference
@@ -154,10 +154,10 @@ class Tokeniser:
 
 
 def chunks(
-    parts: list[Part], reader: Reader, data: schema.Data, split: Split, poll: Callable[[], None]
+    parts: list[Part], reader: Reader, data: schema.Data, rule: SplitRule, poll: Callable[[], None]
 ) -> Iterator[Chunk]:
     """All rows of all parts, in order. `poll` is called between chunks and may raise."""
-    tokenise = Tokeniser(parts, reader, data, split)
+    tokenise = Tokeniser(parts, reader, data, rule)
     spans = deque(
         (number, start, min(start + ROWS_A_CHUNK, len(part.table)))
         for number, part in enumerate(parts)

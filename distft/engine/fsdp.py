@@ -9,6 +9,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distft.config import schema
+from distft.engine.optim import MakeOptimizer
 from distft.engine.single import Single
 from distft.runtime.group import Group
 from distft.task.module import TaskModule
@@ -20,12 +21,12 @@ class Fsdp(Single):
     def __init__(
         self,
         settings: schema.Fsdp,
-        optim: schema.AnyOptim,
         group: Group,
+        make_optimizer: MakeOptimizer,
+        max_grad_norm: float | None,
         compute: torch.dtype,
-        b_lr_ratio: float = 1.0,
     ):
-        super().__init__(optim, group, b_lr_ratio)
+        super().__init__(group, make_optimizer, max_grad_norm)
         world_size = group.ranks.world_size
         shards = settings.shard_size or world_size
         kind = group.device.type

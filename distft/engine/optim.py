@@ -1,12 +1,15 @@
 """Optimizers by name, and the learning rate as a function of the step: nothing of a schedule needs saving."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
 from distft.config import schema
+
+MakeOptimizer = Callable[[dict[str, nn.Parameter]], torch.optim.Optimizer]
 
 
 def build(

@@ -1,7 +1,7 @@
 """The engine seam: where the parameters live, and one optimizer step over them.
 
 It sits at the height of an optimizer step because DeepSpeed clips, steps and zeroes inside its own `step()`. An engine
-owns the scaling of gradients, since each averages differently: what it applies is always the gradient of
+scales the gradient itself (`_gradient_scale`), since each averages differently: what it applies is always that of
 
     sum over ranks and micro-batches of (sum of losses) / (targets of the whole step)
 """
@@ -12,7 +12,8 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from distft.data.loader import Batch
-from distft.task.module import Prompts, TaskModule
+from distft.task.generate import Prompts
+from distft.task.module import TaskModule
 
 Tensors = Iterator[tuple[str, Tensor]]
 ReadTensor = Callable[[str], Tensor]

@@ -7,19 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distft.config import schema
 from distft.data.loader import Batch
 from distft.engine import optim
 from distft.engine.seam import ReadTensor, Tensors
+from distft.model.adapter import saved
 from distft.runtime.group import Group
-from distft.task.module import Prompts, TaskModule
+from distft.task.generate import Prompts
+from distft.task.module import TaskModule
 
 
 class Single:
     """Engine of one rank. Its small private methods are where FSDP2 differs."""
 
-    def __init__(self, settings: schema.AnyOptim, group: Group, b_lr_ratio: float = 1.0):
-        self.settings, self.device, self.b_lr_ratio = settings, group.device, b_lr_ratio
+    def __init__(self, group: Group, make_optimizer: optim.MakeOptimizer, max_grad_norm: float | None = None):
+        self.device, self.make_optimizer, self.max_grad_norm = group.device, make_optimizer, max_grad_norm
         self.task: TaskModule
         self.parameters: dict[str, nn.Parameter]
         self.optimizer: torch.optim.Optimizer
@@ -29,8 +30,8 @@ class Single:
 
     def start(self, task: TaskModule) -> None:
         self.task = task
-        self.parameters = task.trainable()
-        self.optimizer = optim.build(self.settings, self.parameters, self.b_lr_ratio)
+        self.parameters = saved.trainable(task.model)
+        self.optimizer = self.make_optimizer(self.parameters)
 
     def accumulate(self, batch: Batch, target_tokens: int, last: bool) -> Tensor:
         self.task.train()
@@ -38,7 +39,7 @@ class Single:
         for _ in range(self.task.passes):
             torch.manual_seed(batch.seed)
             loss = self.task(batch)
-            (loss * (self._averaged_over() / target_tokens / self.task.passes)).backward()
+            (loss * self._gradient_scale(target_tokens)).backward()
             losses.append(loss.detach())
         return losses[0]
 
@@ -53,8 +54,8 @@ class Single:
         total = self._full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         norm = total.item()
         if math.isfinite(norm):
-            if self.settings.max_grad_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.max_grad_norm, total)
+            if self.max_grad_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, total)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -94,6 +95,9 @@ class Single:
             elif not saved.is_floating_point():  # bitsandbytes counts steps in int, torch in float tensors on the host
                 value = int(saved)
             self.optimizer.state[parameter][key] = value
+
+    def _gradient_scale(self, target_tokens: int) -> float:
+        return self._averaged_over() / target_tokens / self.task.passes
 
     def _averaged_over(self) -> int:
         """How many ranks the engine's own reduction averages over."""

@@ -12,8 +12,10 @@ from distft.config import schema
 from distft.data.loader import Batch
 from distft.engine import optim
 from distft.engine.seam import ReadTensor, Tensors
+from distft.model.adapter import saved
 from distft.runtime.group import Group
-from distft.task.module import Prompts, TaskModule
+from distft.task.generate import Prompts
+from distft.task.module import TaskModule
 
 
 class Zero:
@@ -22,9 +24,9 @@ class Zero:
     def __init__(
         self,
         settings: schema.Zero2 | schema.Zero3,
-        optim_settings: schema.AnyOptim,
         group: Group,
-        b_lr_ratio: float = 1.0,
+        make_optimizer: optim.MakeOptimizer,
+        max_grad_norm: float | None,
     ):
         if group.device.type == "cpu":
             os.environ["DS_ACCELERATOR"] = "cpu"
@@ -37,11 +39,10 @@ class Zero:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.deepspeed = deepspeed
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-        self.settings, self.optim, self.device = settings, optim_settings, group.device
-        self.b_lr_ratio = b_lr_ratio
+        self.make_optimizer, self.device = make_optimizer, group.device
         self.world_size = group.ranks.world_size
-        self.stage = 3 if isinstance(settings, schema.Zero3) else 2
-        self.config = _deepspeed_config(settings, optim_settings, self.stage)
+        self.stage = 3 if settings.traits.shards_blocks else 2
+        self.config = _deepspeed_config(settings, max_grad_norm, self.stage)
         self.task: TaskModule
         self.parameters: dict[str, nn.Parameter]
         self.engine: Any
@@ -52,11 +53,11 @@ class Zero:
 
     def start(self, task: TaskModule) -> None:
         self.shard(task)
-        self.task, self.parameters = task, task.trainable()
+        self.task, self.parameters = task, saved.trainable(task.model)
         if self.stage == 3:
             for parameter in task.read_outside_its_module():
                 self.deepspeed.zero.register_external_parameter(task, parameter)
-        optimizer = optim.build(self.optim, self.parameters, self.b_lr_ratio)
+        optimizer = self.make_optimizer(self.parameters)
         self.engine, self.optimizer, _, _ = self.deepspeed.initialize(
             model=task, optimizer=optimizer, config=self.config, dist_init_required=False
         )
@@ -68,10 +69,12 @@ class Zero:
             torch.manual_seed(batch.seed)
             self.engine.set_gradient_accumulation_boundary(last and number == passes)
             loss = self.engine(batch)
-            # DeepSpeed averages over the ranks.
-            self.engine.backward(loss * (self.world_size / target_tokens / passes))
+            self.engine.backward(loss * self._gradient_scale(target_tokens))
             losses.append(loss.detach())
         return losses[0]
+
+    def _gradient_scale(self, target_tokens: int) -> float:
+        return self.world_size / target_tokens / self.task.passes  # DeepSpeed averages over the ranks
 
     def gradients(self) -> Tensors:
         for name, parameter in self.parameters.items():
@@ -161,7 +164,7 @@ class Zero:
         return self.optimizer.optimizer.state[self._flat_partitions()[0]]
 
 
-def _deepspeed_config(settings: schema.Zero2 | schema.Zero3, optim: schema.AnyOptim, stage: int) -> dict[str, Any]:
+def _deepspeed_config(settings: schema.Zero2 | schema.Zero3, max_grad_norm: float | None, stage: int) -> dict[str, Any]:
     bucket = int(settings.bucket_mb * 1e6 / 4)
     zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if settings.offload_optimizer:
@@ -178,7 +181,7 @@ def _deepspeed_config(settings: schema.Zero2 | schema.Zero3, optim: schema.AnyOp
         # Batch sizes are the loader's; DeepSpeed is told each boundary.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": optim.max_grad_norm or 0.0,
+        "gradient_clipping": max_grad_norm or 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

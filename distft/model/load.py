@@ -25,6 +25,7 @@ from distft.model.quantize import StoredLinear, encoding_for
 from distft.model.recompute import checkpoint_activations
 from distft.model.weights import Weights, random_readers, safetensors_readers
 from distft.runtime.location import choose, locate
+from distft.runtime.processor import has_bfloat16_units
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -44,10 +45,13 @@ class Loaded:
 
 
 def compute_dtype(config: schema.Model, device: torch.device) -> torch.dtype:
-    """The matmul precision: as asked, or `dtype` where the device is good at it."""
+    """The matmul precision: as asked, or `dtype` where the device is good at it.
+
+    A teacher's is its own section's, not the student's: a bfloat16 teacher stays one beside a float32 student.
+    """
     if config.compute_dtype != "auto":
         return DTYPES[config.compute_dtype]
-    slow = device.type == "cpu" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    slow = device.type == "cpu" and not has_bfloat16_units()
     return torch.float32 if slow else DTYPES[config.dtype]
 
 
@@ -109,7 +113,7 @@ def load(
     trainable = adapter.describe_trainable(model)
     checkpoint_activations(skeleton, config.gradient_checkpointing)
 
-    changes_base = adapter.changes_base(adapter_config)
+    changes_base = adapter_config is not None and bool(adapter_config.traits.changes_base)
     for path, unit in _units(skeleton):
         base.fill(path, torch.float32 if changes_base else stored)
         if not path:
@@ -247,7 +251,7 @@ def _safetensors_in(path: Path, source: str) -> list[Path]:
     files = sorted(path.glob("*.safetensors"))
     index = path / "model.safetensors.index.json"
     if index.exists():  # a folder may hold the same weights twice, as Mistral's do
-        files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+        files = sorted({path / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     elif (path / "model.safetensors").exists():
         files = [path / "model.safetensors"]
     absent = [file.name for file in files if not file.exists()]
@@ -278,9 +282,7 @@ def _attention(
 ) -> str:
     if wanted != "auto":
         return wanted
-    if (
-        adapter_config is not None and adapter_config.method == "prefix_tuning"
-    ):  # more keys than queries, which only masks describe
+    if adapter_config is not None and adapter_config.traits.is_cache:  # there only masks describe who sees whom
         return "sdpa"
     if architecture.attention is not None:
         return architecture.attention

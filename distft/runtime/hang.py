@@ -23,6 +23,7 @@ import torch.distributed
 
 import distft
 from distft.errors import EXIT_FAILED
+from distft.runtime.files import write_whole
 from distft.runtime.group import Group
 
 Told = Callable[[str, list[str]], None]
@@ -55,7 +56,7 @@ class Watchdog:
         self._group, self._folder, self._after_s, self._told = group, folder, after_s, told
         self._nodes: list[str] = group.gather(group.ranks.node)
         self._done = threading.Event()
-        self._stacks = (folder / f".stacks-rank-{group.ranks.global_rank:05d}").open("w")
+        self._stacks = (folder / f".stacks-rank-{group.ranks.global_rank:05d}").open("w", encoding="utf-8")
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def close(self) -> None:
@@ -80,7 +81,7 @@ class Watchdog:
     def _report(self) -> None:
         rank = self._group.ranks.global_rank
         Path(self._stacks.name).rename(self._folder / f"hang-rank-{rank:05d}.txt")
-        (self._folder / f"hang-rank-{rank:05d}.json").write_text(json.dumps(where()))
+        write_whole(self._folder / f"hang-rank-{rank:05d}.json", json.dumps(where()))
         if torch.cuda.is_available():
             (self._folder / f"hang-rank-{rank:05d}.collectives.json").write_bytes(flight_record())
         time.sleep(GRACE_S)
@@ -90,7 +91,7 @@ class Watchdog:
             sentence, suspects = summarise(standing, self._nodes, self._after_s)
             self._told(sentence, sorted({self._nodes[suspect] for suspect in suspects}))
             print(f"error: {sentence}; stacks of all ranks: {self._folder}/hang-rank-*", file=sys.stderr, flush=True)
-            summary.write_text(sentence + "\n")
+            write_whole(summary, sentence + "\n")
         else:  # the first rank that ends takes all others with it
             end = time.monotonic() + 2 * GRACE_S
             while time.monotonic() < end and not (summary.exists() and _age(summary) < 2 * GRACE_S):
@@ -100,7 +101,7 @@ class Watchdog:
         standing = {}
         for file in self._folder.glob("hang-rank-*.json"):
             if _age(file) < 5 * GRACE_S and file.stem.removeprefix("hang-rank-").isdigit():
-                standing[int(file.stem.removeprefix("hang-rank-"))] = json.loads(file.read_text())
+                standing[int(file.stem.removeprefix("hang-rank-"))] = json.loads(file.read_text(encoding="utf-8"))
         return standing
 
 

@@ -9,21 +9,19 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from distft.config import schema
-from distft.data.corpus import IGNORED, Corpus
+from distft.data.corpus import Corpus
+from distft.data.document import IGNORED
 from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
 from distft.task.chat import Template
-from distft.task.loss import likeliest_tokens, token_loss, token_losses
-from distft.task.module import Prompts, TaskModule
+from distft.task.lm_head import LmHead, by_chunks
+from distft.task.module import TaskModule
 from distft.task.seam import Scores
-
-HEAD_CHUNK = 256  # supervised tokens whose logits exist at once where the head is no plain linear layer
 
 
 class CausalLmTask:
@@ -42,7 +40,7 @@ class CausalLmTask:
         return CausalLM(loaded.model, loaded.compute_dtype, measures_greedy=self.config.exact_match)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS if self.config.exact_match else ()
+        return self.config.traits.metrics if self.config.exact_match else ()
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         right, count = np.array([outputs[i] for i in sorted(outputs)]).T
@@ -79,7 +77,7 @@ class CausalLM(TaskModule):
         hidden, targets = self.encode(batch).flatten(0, 1), batch.targets.flatten()
         right = torch.zeros_like(targets)
         kept = (targets != IGNORED).nonzero().squeeze(1)
-        right[kept] = (likeliest(self.base, hidden.index_select(0, kept)) == targets[kept]).long()
+        right[kept] = (LmHead(self.base).likeliest(hidden.index_select(0, kept)) == targets[kept]).long()
         found = torch.stack([right, (targets != IGNORED).long()], 1)
         assert batch.segments is not None
         bounds = batch.segments[:, 0, 0], batch.segments[:, -1, 1]
@@ -90,15 +88,12 @@ class CausalLM(TaskModule):
         return list(self.base.get_output_embeddings().parameters())
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return head_loss(self.base, hidden, targets, smoothing=self.smoothing)
+        return LmHead(self.base).loss(hidden, targets, smoothing=self.smoothing)
 
     def _pair_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """R-Drop's loss over the same tokens under two dropout masks, one after the other in `hidden`."""
-        logits = partial(_logits, *head_of(self.base))
-        return _by_chunks(partial(_pair_loss, logits, self.regularisation), targets.chunk(2)[0], *hidden.chunk(2))
-
-    def reply(self, prompts: Prompts) -> list[list[int]]:
-        return greedy_replies(self, prompts)
+        of_chunk = partial(_pair_loss, LmHead(self.base).logits, self.regularisation)
+        return by_chunks(of_chunk, targets.chunk(2)[0], *hidden.chunk(2))
 
 
 def require_decoder(model: PreTrainedModel, task: str) -> None:
@@ -108,107 +103,6 @@ def require_decoder(model: PreTrainedModel, task: str) -> None:
             f"model.source: must be a decoder for task={task}, got a {model.config.model_type}, an encoder, whose "
             "tokens see those after them; take a causal language model"
         )
-
-
-def head_loss(
-    model: PreTrainedModel, hidden: Tensor, targets: Tensor, *, smoothing: float = 0.0, factors: Tensor | None = None
-) -> Tensor:
-    """Sum of the token losses, each times its factor, of states `hidden` [N, H] under the model's head."""
-    head, scale, softcap = head_of(model)
-    if type(head) is nn.Linear:
-        return token_loss(
-            hidden,
-            head.weight,
-            targets,
-            bias=head.bias,
-            scale=scale,
-            softcap=softcap,
-            smoothing=smoothing,
-            factors=factors,
-        )
-    of_chunk = partial(_head_loss, partial(_logits, head, scale, softcap), smoothing)
-    return _by_chunks(of_chunk, targets, *([hidden] if factors is None else [hidden, factors]))
-
-
-@torch.no_grad()
-def head_losses(model: PreTrainedModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """The token losses [N] that `head_loss` sums, 0 where there is no target; without gradients."""
-    head, scale, softcap = head_of(model)
-    if type(head) is nn.Linear:
-        return token_losses(hidden, head.weight, targets, bias=head.bias, scale=scale, softcap=softcap)
-    losses = hidden.new_zeros(len(hidden), dtype=torch.float32)
-    for rows in (targets != IGNORED).nonzero().squeeze(1).split(HEAD_CHUNK):
-        losses[rows] = F.cross_entropy(_logits(head, scale, softcap, hidden[rows]), targets[rows], reduction="none")
-    return losses
-
-
-@torch.no_grad()
-def likeliest(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The token [N] that the model's head gives the largest logit, of states [N, H]."""
-    head, scale, softcap = head_of(model)
-    if type(head) is nn.Linear:
-        return likeliest_tokens(hidden, head.weight, bias=head.bias)
-    parts = [_logits(head, scale, softcap, part).argmax(-1) for part in hidden.split(HEAD_CHUNK)]
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.long)
-
-
-def head_of(model: PreTrainedModel) -> tuple[nn.Module, float, float | None]:
-    """The head, and what its logits are multiplied by and capped at."""
-    config = model.config
-    scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-    return model.get_output_embeddings(), scale, getattr(config, "final_logit_softcapping", None)
-
-
-def capped(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
-    """What the model makes of its head's output, in float32."""
-    logits = logits.float() * scale
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
-
-
-def greedy_replies(module: TaskModule, prompts: Prompts) -> list[list[int]]:
-    """Greedy replies, as token ids."""
-    causal, device = module.base, next(module.parameters()).device
-    model = module.model if module.has_prompt else causal
-    usual = causal.config._attn_implementation
-    causal.set_attn_implementation("sdpa")  # one prompt at a time, with a cache
-    settings = GenerationConfig(
-        max_new_tokens=prompts.max_new_tokens,
-        do_sample=False,
-        eos_token_id=prompts.eos_ids,
-        pad_token_id=prompts.pad_id,
-        use_cache=True,
-    )
-    replies = []
-    with torch.autocast(device.type, module.compute, enabled=module.compute != torch.float32):
-        for ids in prompts.ids:
-            given = torch.tensor([ids], device=device)
-            out = model.generate(input_ids=given, attention_mask=torch.ones_like(given), generation_config=settings)
-            replies.append(out[0, len(ids) :].tolist())
-    causal.set_attn_implementation(usual)
-    return replies
-
-
-def _by_chunks(loss: Callable[..., Tensor], targets: Tensor, *of_tokens: Tensor) -> Tensor:
-    """The sum of `loss(targets, *of_tokens)` over the supervised tokens, HEAD_CHUNK of them at once."""
-    total = torch.zeros((), dtype=torch.float32, device=targets.device) + 0 * of_tokens[0].sum().float()
-    for rows in (targets != IGNORED).nonzero().squeeze(1).split(HEAD_CHUNK):
-        total = total + checkpoint(loss, targets[rows], *(part[rows] for part in of_tokens), use_reentrant=False)
-    return total
-
-
-def _logits(head: nn.Module, scale: float, softcap: float | None, hidden: Tensor) -> Tensor:
-    return capped(head(hidden), scale, softcap)
-
-
-def _head_loss(
-    logits: Callable[[Tensor], Tensor],
-    smoothing: float,
-    targets: Tensor,
-    hidden: Tensor,
-    factors: Tensor | None = None,
-) -> Tensor:
-    losses = F.cross_entropy(logits(hidden), targets, reduction="none", label_smoothing=smoothing)
-    return losses.sum() if factors is None else (losses * factors).sum()
 
 
 def _pair_loss(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 
-COLUMNS = CausalLm.FORMATS
+COLUMNS = CausalLm.traits.formats
 
 SENTINEL = "\ue0d1"  # private use: no template writes it
 # Llama 3.2 and gpt-oss write today's date: the same rows would be other tokens tomorrow, after a restart.
@@ -207,7 +207,7 @@ def check_message(message: Any, column: str) -> None:
 
 
 def prompt_text(row: dict, format: str) -> str:
-    """What the row asks, in lower case with single spaces: rows with equal prompts stay on one side of a split."""
+    """What the row asks, in lower case with single spaces: rows with equal prompts stay in one split."""
     value = row[COLUMNS[format][0]]
     if isinstance(value, list):
         value = next((m.get("content") for m in value if m["role"] == "user"), value[0].get("content"))

@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from distft.config import schema
-from distft.data.corpus import IGNORED, Corpus
+from distft.data.corpus import Corpus
+from distft.data.document import IGNORED
 from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.model.tokenizer import load_tokenizer
 from distft.task import divergence
-from distft.task.causal_lm import CausalLM, capped, greedy_replies, head_of, require_decoder
+from distft.task.causal_lm import CausalLM, require_decoder
 from distft.task.chat import Template
-from distft.task.module import Precompute, Prompts, TaskModule
+from distft.task.lm_head import LmHead
+from distft.task.module import Precompute, TaskModule
 from distft.task.seam import Scores
 
 
@@ -44,12 +46,12 @@ class DistillationTask:
         return Distillation(loaded, self.config)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS
+        return self.config.traits.metrics
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         """Means over all supervised tokens, as the loss is."""
         totals = np.sum([outputs[i] for i in sorted(outputs)], axis=0) / held_out.num_targets
-        return Scores(dict(zip(self.config.METRICS, totals.tolist(), strict=True)))
+        return Scores(dict(zip(self.config.traits.metrics, totals.tolist(), strict=True)))
 
 
 def require_same_vocabulary(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> None:
@@ -76,15 +78,13 @@ class Distillation(TaskModule):
         self.config = config
         require_decoder(self.base, config.name)
         _require_plain_head(self.base, "adapter")
-        self.teacher: CausalLM | None = None
-        self.shared = 0
+        assert loaded.teacher is not None
+        self.teacher = CausalLM(loaded.teacher.model, loaded.teacher.compute_dtype)
+        _require_plain_head(self.teacher.base, "task.teacher")
+        self.shared = min(len(each.get_output_embeddings().weight) for each in (self.base, self.teacher.base))
         """Tokens that both models have; one of the heads may be padded further."""
-        if loaded.teacher is not None:
-            self.teacher = CausalLM(loaded.teacher.model, loaded.teacher.compute_dtype)
-            _require_plain_head(self.teacher.base, "task.teacher")
-            self.shared = min(len(each.get_output_embeddings().weight) for each in (self.base, self.teacher.base))
-            if config.cache:
-                self.precompute = _precompute(config, self.shared, loaded.teacher, self._remember)
+        if config.cache:
+            self.precompute = _precompute(config, self.shared, loaded.teacher, self._remember)
         self.remembered: dict[str, Remembered] = {}
 
     def loss(self, batch: Batch) -> Tensor:
@@ -104,11 +104,7 @@ class Distillation(TaskModule):
             np.cumsum(corpus.target_counts), answers["ids"], answers["log_probabilities"]
         )
 
-    def reply(self, prompts: Prompts) -> list[list[int]]:
-        return greedy_replies(self, prompts)
-
     def read_outside_its_module(self) -> list[nn.Parameter]:
-        assert self.teacher is not None
         return [*self.base.get_output_embeddings().parameters(), *self.teacher.read_outside_its_module()]
 
     def _compare(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -137,7 +133,7 @@ class Distillation(TaskModule):
         if remembered is not None:
             ids, target = (part.to(kept.device) for part in remembered.of(batch.documents))
             return lambda rows: (ids[rows].long(), target[rows])
-        states, teacher = self._teacher_states(batch)[kept], self._teacher().base
+        states, teacher = self._teacher_states(batch)[kept], self.teacher.base
         head = teacher.get_output_embeddings()
 
         @torch.no_grad()
@@ -157,13 +153,9 @@ class Distillation(TaskModule):
             return kept.new_zeros(0, 1), torch.zeros(0, 1, device=kept.device)
         return torch.cat(ids), torch.cat([said for _, said in found])
 
-    def _teacher(self) -> CausalLM:
-        assert self.teacher is not None, "an export alone does without it"
-        return self.teacher
-
     @torch.no_grad()
     def _teacher_states(self, batch: Batch) -> Tensor:
-        teacher = self._teacher()
+        teacher = self.teacher
         training = teacher.training
         teacher.eval()
         with torch.autocast(batch.input_ids.device.type, teacher.compute, enabled=teacher.compute != torch.float32):
@@ -199,7 +191,10 @@ def _precompute(config: schema.Distillation, vocabulary: int, teacher: Loaded, t
             f"predictions, got {top_k}; set task.top_k=64"
         )
     depends_on = [config.temperature, top_k, config.teacher.model_dump(mode="json"), teacher.identity["digest"]]
-    depends_on += [str(teacher.compute_dtype), Path(__file__).read_text(), Path(divergence.__file__).read_text()]
+    depends_on += [
+        str(teacher.compute_dtype),
+        *(Path(each).read_text(encoding="utf-8") for each in (__file__, divergence.__file__)),
+    ]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     columns = {"ids": ("int32", top_k), "log_probabilities": ("float32", top_k + 1)}
     return Precompute(f"teacher-{key}", columns, take)
@@ -215,9 +210,8 @@ def _by_document(values: Tensor, batch: Batch) -> list[np.ndarray]:
 
 def to_logits(model: PreTrainedModel, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Float32 logits [n, V] as the model's head makes them."""
-    _, scale, softcap = head_of(model)
     bias = None if bias is None else bias.to(hidden.dtype)
-    return capped(F.linear(hidden, weight.to(hidden.dtype), bias), scale, softcap)
+    return LmHead(model).finished(F.linear(hidden, weight.to(hidden.dtype), bias))
 
 
 def _require_plain_head(model: PreTrainedModel, key: str) -> None:

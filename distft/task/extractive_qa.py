@@ -23,7 +23,7 @@ from distft.data.document import Document, Layout, Malformed, Reading, Seen, Unu
 from distft.data.loader import Batch
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
-from distft.task.heads import require_known, score_spans
+from distft.task.classification_heads import require_known, score_spans
 from distft.task.labels import separator
 from distft.task.module import TaskModule
 from distft.task.seam import Scores
@@ -45,7 +45,7 @@ class Questions:
 
     @property
     def formats(self) -> Mapping[str, tuple[str, ...]]:
-        return self.config.FORMATS
+        return self.config.traits.formats
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class ExtractiveQaTask:
         return SpanScorer(loaded.model, loaded.compute_dtype, facts)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS
+        return self.config.traits.metrics
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         exact, f1 = [], []

@@ -5,7 +5,6 @@ FlashAttention (arXiv:2205.14135) and Cut Cross-Entropy (arXiv:2411.09009). The 
 so the backward pass never reads the weight: an engine may free or reshard it before.
 """
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from distft.data.document import IGNORED
+from distft.runtime.processor import has_bfloat16_units
+
 TILE_ROWS = 4096
 TILE_LOGITS = 2**24  # 64 MB in float32
 TILE_COLUMNS = 256  # at least, however many rows
@@ -89,7 +90,7 @@ def _supervised(targets: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
     kept = (targets != IGNORED).nonzero().squeeze(1)
     labels = targets.index_select(0, kept)
     if len(labels) and (labels.min() < 0 or labels.max() >= vocabulary):
-        raise IndexError(f"targets must be -100 or in [0, {vocabulary}), got {labels.min()} to {labels.max()}")
+        raise IndexError(f"targets must be {IGNORED} or in [0, {vocabulary}), got {labels.min()} to {labels.max()}")
     return kept, labels
 
 
@@ -148,14 +149,9 @@ class _TokenLoss(torch.autograd.Function):
         return grad_hidden, *others, None, None, None, None, None, None
 
 
-@functools.cache
-def _cpu_has_bfloat16_units() -> bool:
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:
     """The dtype of `hidden`, but float32 where bfloat16 matmuls are emulated: they take 5 times as long."""
-    if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu" and not _cpu_has_bfloat16_units():
+    if hidden.dtype == torch.bfloat16 and hidden.device.type == "cpu" and not has_bfloat16_units():
         return torch.float32
     return hidden.dtype
 

@@ -60,11 +60,11 @@ class Pairs:
 
     def documents(self, rows: list[dict], format: str) -> list[Reading]:
         results, good = checked(rows, lambda row: self._check(row, format))
-        sides = [
+        answers = [
             self.template.documents([_completed(rows[i], answer) for i in good], "prompt_completion")
             for answer in ANSWERS
         ]
-        for i, chosen, rejected in zip(good, *sides, strict=True):
+        for i, chosen, rejected in zip(good, *answers, strict=True):
             results[i] = self._pair(chosen, rejected)
         return results
 

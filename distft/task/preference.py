@@ -11,13 +11,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from distft.config import schema
-from distft.data.corpus import IGNORED, Corpus
+from distft.data.corpus import Corpus
+from distft.data.document import IGNORED
 from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
-from distft.task.causal_lm import greedy_replies, head_loss, head_losses, require_decoder
-from distft.task.module import Prompts, TaskModule
+from distft.task.causal_lm import require_decoder
+from distft.task.lm_head import LmHead
+from distft.task.module import TaskModule
 from distft.task.pairs import Pairs
 from distft.task.seam import Scores
 
@@ -27,7 +29,7 @@ class PreferenceTask:
         self.config = config
 
     def reader(self, tokenizer: PreTrainedTokenizerFast, data: schema.Data, facts: dict[str, Any] | None) -> Pairs:
-        return Pairs(tokenizer, data, self.config.FORMATS)
+        return Pairs(tokenizer, data, self.config.traits.formats)
 
     def architecture(self, facts: dict[str, Any]) -> Architecture:
         return CAUSAL
@@ -36,7 +38,7 @@ class PreferenceTask:
         return Preference(loaded.model, loaded.compute_dtype, self.config)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS
+        return self.config.traits.metrics
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         return margin_scores(outputs)
@@ -73,17 +75,14 @@ class Preference(TaskModule):
         loss, margins = self._compare(batch)
         return loss, margins.tolist()
 
-    def reply(self, prompts: Prompts) -> list[list[int]]:
-        return greedy_replies(self, prompts)
-
     def read_outside_its_module(self) -> list[nn.Parameter]:
         return list(self.base.get_output_embeddings().parameters())
 
     def _compare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the pairs' losses, and the margins [D]."""
         reference = self._reference(batch) if self.config.has_reference else None
-        hidden, targets = self.encode(batch).flatten(0, 1), batch.targets.flatten()
-        policy, lengths, owners = answers(head_losses(self.base, hidden, targets), batch)
+        head, hidden, targets = LmHead(self.base), self.encode(batch).flatten(0, 1), batch.targets.flatten()
+        policy, lengths, owners = answers(head.losses(hidden, targets), batch)
         with torch.enable_grad():
             policy.requires_grad_()
             losses, margins = compare(self.config, policy, lengths, reference)
@@ -93,7 +92,7 @@ class Preference(TaskModule):
             return value, margins.detach()
         factors = torch.zeros_like(hidden[:, 0], dtype=torch.float32)
         factors[targets != IGNORED] = -derivatives.flatten()[owners]
-        weighted = head_loss(self.base, hidden, targets, factors=factors)
+        weighted = head.loss(hidden, targets, factors=factors)
         return value + (weighted - weighted.detach()), margins.detach()
 
     @torch.no_grad()
@@ -102,7 +101,7 @@ class Preference(TaskModule):
         training = self.model.training
         self.model.eval()
         with self.model.disable_adapter():
-            losses = head_losses(self.base, self.encode(batch).flatten(0, 1), batch.targets.flatten())
+            losses = LmHead(self.base).losses(self.encode(batch).flatten(0, 1), batch.targets.flatten())
         self.model.train(training)
         return answers(losses, batch)[0]
 

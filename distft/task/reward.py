@@ -14,7 +14,7 @@ from distft.data.corpus import Corpus
 from distft.data.loader import Batch
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
-from distft.task.heads import class_names, classify, is_decoder, require_known
+from distft.task.classification_heads import class_names, classify, is_decoder, require_known
 from distft.task.module import TaskModule
 from distft.task.pairs import Pairs
 from distft.task.preference import margin_scores
@@ -29,7 +29,7 @@ class RewardTask:
 
     def reader(self, tokenizer: PreTrainedTokenizerFast, data: schema.Data, facts: dict[str, Any] | None) -> Pairs:
         # Facts put the model's config beside the adapter: its head has one output, which no base says.
-        return Pairs(tokenizer, data, self.config.FORMATS, {"labels": [NAME]})
+        return Pairs(tokenizer, data, self.config.traits.formats, {"labels": [NAME]})
 
     def architecture(self, facts: dict[str, Any]) -> Architecture:
         names, heads = class_names([NAME]), ("score", "pre_classifier", "classifier")
@@ -39,7 +39,7 @@ class RewardTask:
         return Reward(loaded.model, loaded.compute_dtype, facts)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS
+        return self.config.traits.metrics
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         return margin_scores(outputs)

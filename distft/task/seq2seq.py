@@ -12,18 +12,25 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from peft import TaskType
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedTokenizerFast
 
 from distft.config import schema
-from distft.data.corpus import IGNORED, Corpus
-from distft.data.document import Document, Layout, Reading, Seen, Unusable, check_text, checked
+from distft.data.corpus import Corpus
+from distft.data.document import IGNORED, Document, Layout, Reading, Seen, Unusable, check_text, checked
 from distft.data.loader import Batch
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
+from distft.task.lm_head import LmHead, states_before_head
 from distft.task.module import TaskModule
 from distft.task.seam import Scores
+
+BART_LIKE = ("bart", "bigbird_pegasus", "led", "marian", "mbart", "mvp", "pegasus", "pegasus_x", "plbart")
+T5_LIKE = ("longt5", "mt5", "switch_transformers", "t5", "umt5")
+PLAIN_HEADS = (*BART_LIKE, *T5_LIKE)
+"""Model types whose logits are `lm_head` of states, and at most a constant bias: of all others the full logits are
+made. FSMT's and ProphetNet's heads work otherwise, and nobody has looked at those that are new."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class SourceTarget:
 
     @property
     def formats(self) -> Mapping[str, tuple[str, ...]]:
-        return self.config.FORMATS
+        return self.config.traits.formats
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -110,7 +117,7 @@ class Seq2SeqTask:
         return EncoderDecoder(loaded.model, loaded.compute_dtype, facts, self.config)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS
+        return self.config.traits.metrics
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         assert self.tokenizer is not None
@@ -136,7 +143,7 @@ def text_scores(truth: list[str], found: list[str]) -> Scores:
 
 
 class EncoderDecoder(TaskModule):
-    """A model of `AutoModelForSeq2SeqLM`, run by its own forward pass."""
+    """A model of `AutoModelForSeq2SeqLM`, run by its own forward pass; where its head is known, up to the head."""
 
     def __init__(self, model: Any, compute: torch.dtype, facts: dict[str, Any], config: schema.Seq2Seq):
         super().__init__(model, compute, facts)
@@ -154,14 +161,20 @@ class EncoderDecoder(TaskModule):
         """Sum of the target tokens' losses."""
         sources, mask, labels = self._padded(batch)
         before = self.base.prepare_decoder_input_ids_from_labels(labels)
-        logits = self.base(input_ids=sources, attention_mask=mask, decoder_input_ids=before, use_cache=False).logits
-        return F.cross_entropy(
-            logits.flatten(0, 1).float(),
-            labels.flatten(),
-            ignore_index=IGNORED,
-            reduction="sum",
-            label_smoothing=self.smoothing,
-        )
+        inputs = {"input_ids": sources, "attention_mask": mask, "decoder_input_ids": before, "use_cache": False}
+        if not self._has_plain_head:
+            logits = self.base(**inputs).logits.flatten(0, 1).float()
+            return F.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=self.smoothing)
+        states = states_before_head(self.base, **inputs).flatten(0, 1)
+        states = states if self.compute == torch.float32 else states.to(self.compute)
+        return LmHead(self.base).loss(states, labels.flatten(), smoothing=self.smoothing)
+
+    def read_outside_its_module(self) -> list[nn.Parameter]:
+        return list(self.base.get_output_embeddings().parameters()) if self._has_plain_head else []
+
+    @property
+    def _has_plain_head(self) -> bool:
+        return self.base.config.model_type in PLAIN_HEADS
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, list[list[int]]]:
         loss = self.loss(batch)

@@ -17,7 +17,7 @@ from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task import classification
-from distft.task.heads import class_names, classify, is_decoder, require_known
+from distft.task.classification_heads import class_names, classify, is_decoder, require_known
 from distft.task.labels import LabelledTexts
 from distft.task.module import TaskModule
 from distft.task.seam import Scores
@@ -36,13 +36,13 @@ class SequenceClassificationTask:
     def reader(
         self, tokenizer: PreTrainedTokenizerFast, data: schema.Data, facts: dict[str, Any] | None
     ) -> LabelledTexts:
-        reader = LabelledTexts(tokenizer, data, self.config.FORMATS, self.config.kind)
+        reader = LabelledTexts(tokenizer, data, self.config.traits.formats, self.config.kind)
         if facts is None:
             return reader
         return LabelledTexts(
             tokenizer,
             data,
-            self.config.FORMATS,
+            self.config.traits.formats,
             self.config.kind,
             facts["kind"],
             tuple(facts["labels"]),

@@ -14,14 +14,25 @@ from torch import Tensor
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
 
 from distft.config import schema
-from distft.data.corpus import IGNORED, Corpus
-from distft.data.document import Document, Layout, Malformed, Reading, Seen, Unusable, check_unicode, checked, short
+from distft.data.corpus import Corpus
+from distft.data.document import (
+    IGNORED,
+    Document,
+    Layout,
+    Malformed,
+    Reading,
+    Seen,
+    Unusable,
+    check_unicode,
+    checked,
+    short,
+)
 from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task import classification
-from distft.task.heads import class_names, classify_tokens, require_known
+from distft.task.classification_heads import class_names, classify_tokens, require_known
 from distft.task.labels import separator
 from distft.task.module import TaskModule
 from distft.task.seam import Scores
@@ -48,7 +59,7 @@ class TaggedWords:
 
     @property
     def formats(self) -> Mapping[str, tuple[str, ...]]:
-        return self.config.FORMATS
+        return self.config.traits.formats
 
     @property
     def facts(self) -> dict[str, Any]:

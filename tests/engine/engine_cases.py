@@ -8,7 +8,8 @@ from torch import Tensor
 
 from distft.config import schema
 from distft.data import pack
-from distft.data.corpus import IGNORED, Corpus, Counts
+from distft.data.corpus import Corpus, Counts
+from distft.data.document import IGNORED
 from distft.data.loader import Loader
 from distft.engine.build import build
 from distft.engine.seam import Engine

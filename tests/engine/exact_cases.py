@@ -1,5 +1,6 @@
 """What the exactness tests run on a rank: float64 models, planted bytes, counted bytes."""
 
+from functools import partial
 from typing import Any
 
 import engine_cases
@@ -10,9 +11,12 @@ from torch import Tensor, nn
 from distft.config import schema
 from distft.data import pack
 from distft.data.loader import collate
+from distft.engine import optim
 from distft.engine.build import build
 from distft.engine.single import Single
+from distft.model.adapter import saved
 from distft.model.load import load
+from distft.model.packed import documents
 from distft.model.quantize import StoredLinear
 from distft.runtime.group import Group
 from distft.task.causal_lm import CausalLM
@@ -21,7 +25,7 @@ from distft.task.causal_lm import CausalLM
 def double_task(config: schema.Config, group: Group) -> CausalLM:
     loaded = load(config.model, config.adapter, seed=0, device=group.device, shard=lambda block: None)
     task = CausalLM(loaded.model.double(), torch.float32)
-    for number, (name, parameter) in enumerate(sorted(task.trainable().items())):
+    for number, (name, parameter) in enumerate(sorted(saved.trainable(task.model).items())):
         if "lora_B" in name:
             parameter.data.normal_(0, 0.05, generator=torch.Generator().manual_seed(number))
     return task
@@ -36,17 +40,19 @@ def reference_gradients(group: Group, config: schema.Config) -> tuple[float, dic
             ids, targets = (torch.from_numpy(part) for part in loader.corpus.document(number))
             position = torch.arange(len(ids))[None]
             ends = torch.tensor([0, len(ids)], dtype=torch.int32)
-            logits = task.model(input_ids=ids[None], position_ids=position, **task.documents(ends, len(ids))).logits[0]
+            logits = task.model(
+                input_ids=ids[None], position_ids=position, **documents(task.base, ends, len(ids))
+            ).logits[0]
             losses.append(F.cross_entropy(logits, targets, ignore_index=engine_cases.IGNORED, reduction="sum"))
             count += int((targets != engine_cases.IGNORED).sum())
     loss = torch.stack(losses).sum() / count
     loss.backward()
-    return loss.item(), {name: p.grad for name, p in task.trainable().items()}
+    return loss.item(), {name: p.grad for name, p in saved.trainable(task.model).items()}
 
 
 def engine_gradients(group: Group, config: schema.Config) -> tuple[float, dict[str, Tensor]]:
     """The same step through `single`: packed or padded, in micro-batches."""
-    engine, loader = Single(config.optim, group), engine_cases.loader(config, group)
+    engine, loader = Single(group, partial(optim.build, config.optim)), engine_cases.loader(config, group)
     engine.start(double_task(config, group))
     loss = engine_cases.accumulate(engine, loader, 0) / loader.target_tokens(0)
     return loss, dict(engine.gradients())
@@ -62,8 +68,8 @@ def document_logits(group: Group, config: schema.Config, changed: int | None) ->
     if changed is not None:
         batch.input_ids[0, ends[changed]] = (batch.input_ids[0, ends[changed]] + 1) % 300
     with torch.no_grad():
-        documents = task.documents(batch.document_ends, batch.max_document)
-        out = task.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **documents)
+        bounds = documents(task.base, batch.document_ends, batch.max_document)
+        out = task.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **bounds)
     return out.logits[0], ends
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import engine_cases
 import numpy as np
 
-from distft.data.corpus import IGNORED, Corpus
-from distft.data.document import Layout
+from distft.data.corpus import Corpus
+from distft.data.document import IGNORED, Layout
 
 LLAMA = {**engine_cases.SHAPE, "hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.1}
 BERT = {

@@ -12,9 +12,11 @@ from distft.config import schema
 from distft.engine import schedule
 from distft.engine.build import build
 from distft.engine.seam import Engine
+from distft.model.adapter import saved
 from distft.model.load import load
 from distft.run.checkpoints import Checkpoints
 from distft.runtime.group import Group
+from distft.runtime.location import choose
 from distft.task import build as tasks
 
 LR = 1e-2
@@ -58,14 +60,14 @@ class Course:
         self.checkpoints = Checkpoints(
             folder,
             group,
-            weights=self.task.weights_file,
+            weights=saved.weights_file(loaded.model),
             keep=2,
-            describe=self.task.describe(config.model, config.adapter),
-            beside=self.task.beside(),
+            describe=saved.describe(loaded.model, config.adapter, choose(config.model.source), self.task.facts),
+            beside=saved.beside(loaded.model),
         )
         self.engine.start(self.task)
         self.loader = engine_cases.loader(config, group, corpus(config.task.name, _made(folder, group)))
-        names = list(self.task.trainable())
+        names = list(saved.trainable(self.task.model))
         self.schedule = schedule.build(loaded.model, config.adapter, names, self.loader.num_steps)
 
     def step(self, number: int) -> tuple[float, dict[str, Tensor]]:
@@ -87,7 +89,7 @@ class Course:
 
     def frozen(self) -> dict[str, Tensor]:
         """This rank's part of everything that is not to train."""
-        trains = {id(parameter) for parameter in self.task.trainable().values()}
+        trains = {id(parameter) for parameter in saved.trainable(self.task.model).values()}
         rest = {name: p for name, p in self.task.named_parameters() if id(p) not in trains}
         return {name: _held(tensor).clone() for name, tensor in [*rest.items(), *self.task.named_buffers()]}
 

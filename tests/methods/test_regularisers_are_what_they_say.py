@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from engine_cases import accumulate
 
 from distft.config import schema
+from distft.model.adapter import saved
 from distft.task import causal_lm
 
 LORA = {"method": "lora", "r": 4, "targets": ["q_proj", "down_proj"]}
@@ -24,7 +25,7 @@ def course(alone: Any, folder, adapter=LORA, engine="single", **regularisation):
 def move(course):
     """Takes what trains away from a start at which half of its gradients are zero."""
     with torch.no_grad():
-        for number, (_, parameter) in enumerate(sorted(course.task.trainable().items())):
+        for number, (_, parameter) in enumerate(sorted(saved.trainable(course.task.model).items())):
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
 
 
@@ -99,7 +100,7 @@ def test_fgm_is_the_mean_of_both_passes_and_its_step_has_length_epsilon(alone, t
         step = 0.5 * by_embedding / by_embedding.norm()
         total = total + (loss + losses(reference, targets, inputs_embeds=embedded.detach() + step)) / 2
     (total / reference.loader.target_tokens(0)).backward()
-    assert_same(ours, {name: p.grad for name, p in reference.task.trainable().items()})
+    assert_same(ours, {name: p.grad for name, p in saved.trainable(reference.task.model).items()})
     plain = engine_gradients(course(alone, tmp_path))
     assert any(not torch.allclose(ours[name], plain[name], rtol=1e-2) for name in ours)
 
@@ -143,7 +144,7 @@ def test_adaloras_orthogonality_is_that_of_peft(alone, tmp_path):
         plain = F.cross_entropy(out.logits[0, :-1], torch.zeros_like(ids)[1:])
         loss = F.cross_entropy(out.logits[0], targets, ignore_index=-100, reduction="sum") / count
         (loss + (out.loss - plain if number == 0 else 0)).backward()
-    assert_same(gradients, {name: p.grad for name, p in theirs.task.trainable().items()})
+    assert_same(gradients, {name: p.grad for name, p in saved.trainable(theirs.task.model).items()})
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "zero3"])

@@ -7,6 +7,8 @@ import pytest
 import torch
 from engine_cases import accumulate
 
+from distft.model.adapter import saved
+
 ADALORA = {
     "method": "adalora",
     "targets": ["q_proj", "down_proj"],
@@ -35,7 +37,7 @@ def test_blocks_open_from_the_top(alone, two_ranks, tmp_path, engine):
 def test_what_opens_late_is_not_taken_for_what_never_trains(alone, tmp_path):
     config = cases.config({"method": "layers", "count": 2, "unfreeze_every": 2}, "single", steps=4)
     course = cases.Course(alone, config, tmp_path)
-    assert course.schedule.late == {name for name in course.task.trainable() if ".layers.0." in name}
+    assert course.schedule.late == {name for name in saved.trainable(course.task.model) if ".layers.0." in name}
     start = course.trained()
     course.step(0)
     still = {name for name, tensor in course.trained().items() if torch.equal(tensor, start[name])}
@@ -47,7 +49,7 @@ def test_adaloras_budget_is_that_of_pefts_own_loop(alone, tmp_path):
     ours = cases.trained_after(alone, config, tmp_path, None)
     theirs = cases.Course(alone, config, tmp_path)
     tuner: Any = theirs.task.model.base_model
-    parameters = list(theirs.task.trainable().values())
+    parameters = list(saved.trainable(theirs.task.model).values())
     for number in range(7):
         accumulate(theirs.engine, theirs.loader, number)
         optimizer = theirs.engine.optimizer

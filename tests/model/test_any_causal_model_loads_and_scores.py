@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from distft.config import schema
-from distft.data.corpus import IGNORED
+from distft.data.document import IGNORED
 from distft.data.loader import Batch
 from distft.errors import ConfigError
+from distft.model.adapter.saved import trainable
 from distft.model.load import load
 from distft.task.causal_lm import CausalLM
 
@@ -90,7 +91,7 @@ def test_every_linear_layer_of_the_blocks_is_stored_in_four_bits(saved):
     loss = task(batch())
     loss.backward()
     assert torch.isfinite(loss)
-    assert any(p.grad is not None and p.grad.any() for p in task.trainable().values())
+    assert any(p.grad is not None and p.grad.any() for p in trainable(loaded.model).values())
     plain = [n for n, m in task.base.base_model.named_modules() if type(m) is torch.nn.Linear and "lora" not in n]
     assert not [name for name in plain if "layers" in name]
 

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 from distft.config import schema
 from distft.data.loader import collate
 from distft.data.pack import plan
+from distft.model.adapter import saved
 from distft.model.load import load
 from distft.task import build as tasks
 from distft.task.seq2seq import text_scores
@@ -104,7 +105,9 @@ def test_an_empty_batch_weighs_nothing(read, folder):
     loss = module(collate(prepared.train, rows, np.array([], np.int64), pad_id=0, seed=0))
     loss.backward()
     assert loss.item() == 0
-    assert all(p.grad is not None and not p.grad.any() for name, p in module.trainable().items() if "lora_B" in name)
+    assert all(
+        p.grad is not None and not p.grad.any() for name, p in saved.trainable(module.model).items() if "lora_B" in name
+    )
 
 
 def test_scores_are_those_of_their_formulas():

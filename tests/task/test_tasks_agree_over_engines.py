@@ -39,6 +39,14 @@ CASES = {
     "reward": ({"name": "reward"}, "llama", pair),
     "distillation": ({"name": "distillation", "top_k": 7, "temperature": 2.0}, "llama", completion),
 }
+BART = {
+    "model_type": "bart",
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 2,
+}
+BART |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
 WITHOUT_HEAD = ("continued", "texts_t5", "dpo", "orpo", "distillation")
 
 
@@ -84,3 +92,20 @@ def test_gradients_and_metrics_on_two_ranks_are_those_of_one(one_rank, two_ranks
                 assert gradient.any(), name
             heads = ("classifier", "score", "qa_outputs")
             assert case in WITHOUT_HEAD or any(head in name for head in heads for name in gradients)
+
+
+@pytest.mark.parametrize("shape", [{}, {"tie_word_embeddings": False}, BART], ids=["tied", "untied", "with a bias"])
+def test_an_encoder_decoder_whose_head_trains_has_the_gradients_of_one_rank(one_rank, two_ranks, make, shape):
+    def config(engine):
+        made = make("texts_t5", engine).model_dump()
+        model = {**made["model"], "random_init": {**made["model"]["random_init"], **shape}}
+        return task_cases.config(made["task"], model, made["data"], engine={"name": engine}, adapter={"method": "full"})
+
+    loss, gradients, _ = one_rank.run(task_cases.one_step, config("single"))[0]
+    for engine in ("fsdp", "zero3"):
+        for rank_loss, rank_gradients, _ in two_ranks.run(task_cases.one_step, config(engine)):
+            assert rank_loss == pytest.approx(loss, rel=1e-5)
+            assert rank_gradients.keys() == gradients.keys()
+            for name, gradient in gradients.items():
+                distance = (rank_gradients[name] - gradient).norm()
+                assert distance <= 2e-5 * gradient.norm() + 1e-6, (engine, name)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForTokenClassification
 
 from distft.config import schema
-from distft.data.corpus import IGNORED
+from distft.data.document import IGNORED
 from distft.data.loader import collate
 from distft.data.pack import plan
 from distft.errors import ConfigError

@@ -1,34 +1,33 @@
 """A causal model that chooses: the log-likelihood of each answer to each question of a tree."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
+from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.evaluate.fewshot.tree import Tree
-from distft.task.causal_lm import greedy_replies, head_losses
-from distft.task.module import Prompts, TaskModule
+from distft.model.packed import first_position
+from distft.task.lm_head import LmHead
+from distft.task.module import TaskModule
 
 
 class Chooser(TaskModule):
     """Evaluates trees; engines take it for any other task's module."""
 
-    def evaluate(self, batch: Any) -> tuple[Tensor, list[np.ndarray]]:
+    def evaluate(self, batch: Batch | Tree) -> tuple[Tensor, list[np.ndarray]]:
         """Minus the sum of all log-likelihoods; and of each question float64 [answers], the log-likelihoods."""
-        tree: Tree = batch
+        assert isinstance(batch, Tree)
+        tree = batch
         states = self._read(tree)[0]
-        losses = head_losses(self.base, states.index_select(0, tree.at), tree.goals)
+        losses = LmHead(self.base).losses(states.index_select(0, tree.at), tree.goals)
         totals = losses.new_zeros(len(tree.documents) * tree.num_answers).index_add_(0, tree.answers, losses)
         likelihoods = -totals.double().cpu().numpy().reshape(len(tree.documents), tree.num_answers)
         return totals.sum(), list(likelihoods)
 
     def read_outside_its_module(self) -> list[nn.Parameter]:
         return list(self.base.get_output_embeddings().parameters())
-
-    def reply(self, prompts: Prompts) -> list[list[int]]:
-        return greedy_replies(self, prompts)
 
     def _read(self, tree: Tree) -> Tensor:
         """Last hidden states [1, N, H]."""
@@ -40,7 +39,7 @@ class Chooser(TaskModule):
             mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
         states = self.base.base_model(
             input_ids=tree.input_ids,
-            position_ids=tree.position_ids + self._first_position(),
+            position_ids=tree.position_ids + first_position(self.base),
             attention_mask=mask,
             use_cache=False,
         ).last_hidden_state
@@ -48,7 +47,7 @@ class Chooser(TaskModule):
         return states
 
 
-def check_context(config: Any, longest: int) -> None:
+def check_context(config: PretrainedConfig, longest: int) -> None:
     """Raises ConfigError where the longest text is longer than what the model can attend to as a whole."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     limits = [limit for limit in (getattr(config, "max_position_embeddings", None), window) if limit]

@@ -3,27 +3,20 @@
 PEFT's own forward pass of these goes through the full logits; this is the same up to the hidden states.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from peft import PeftModel
 from peft.utils import PeftType
 from torch import Tensor, nn
 
 from distft.model.adapter.peft_methods import ADAPTER
-
-Documents = Callable[[Tensor, int], dict[str, Any]]
-"""The documents' bounds and the longest one, in the words of the attention in use."""
+from distft.model.packed import documents
 
 
 def is_prompt_learning(model: nn.Module) -> bool:
     return isinstance(model, PeftModel) and model.peft_config[ADAPTER].is_prompt_learning
 
 
-def hidden_states(
-    model: PeftModel, input_ids: Tensor, position_ids: Tensor, ends: Tensor, longest: int, documents: Documents
-) -> Tensor:
+def hidden_states(model: PeftModel, input_ids: Tensor, position_ids: Tensor, ends: Tensor, longest: int) -> Tensor:
     """Last hidden states `[B, S, H]` of the rows' own tokens.
 
     Each row is one document, and padding after it: `position_ids`, `ends` and `longest` as in a `Batch`.
@@ -48,5 +41,5 @@ def hidden_states(
         inputs_embeds=torch.cat([prompt.to(embedded.dtype), embedded], dim=1),
         position_ids=torch.cat([before, position_ids + num_virtual * in_document], dim=1),
         use_cache=False,
-        **documents(ends + num_virtual * rows_up_to, longest + num_virtual),
+        **documents(model.get_base_model(), ends + num_virtual * rows_up_to, longest + num_virtual),
     ).last_hidden_state[:, num_virtual:]

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 from distft.config import schema
 from distft.model.adapter.peft_methods import ADAPTER
 
+FACTS = "task.json"
+"""File beside the weights of every checkpoint: what the task's reader learnt of the data."""
 PROMPT = "prompt_embeddings"  # PEFT's name for what a prompt encoder gives: all that it reads of one
 
 
@@ -76,16 +78,25 @@ def beside(model: PreTrainedModel | PeftModel) -> Beside:
     return Beside(derived=(PROMPT,), derive=encode)
 
 
-def describe(model: PreTrainedModel | PeftModel, config: schema.AnyAdapter, source: str) -> dict[str, str]:
-    """The small files that make a folder of weights loadable, by name. `source`: where the base is from."""
+def describe(
+    model: PreTrainedModel | PeftModel, config: schema.AnyAdapter, source: str, facts: dict[str, Any]
+) -> dict[str, str]:
+    """The small files that make a folder of weights loadable, by name.
+
+    `source`: where the base is from; `facts`: what the task learnt of the data, and what the model's head follows.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    files = {FACTS: json.dumps(facts, ensure_ascii=False, indent=2)} if facts else {}
+    if facts or weights_file(model) == "model":
+        files["config.json"] = base.config.to_json_string()
     if isinstance(model, PeftModel):
         settings = model.peft_config[ADAPTER].to_dict()
         settings |= {"inference_mode": True, "base_model_name_or_path": source}
-        return {"adapter_config.json": json.dumps(settings, indent=2, default=_plain, sort_keys=True)}
-    if weights_file(model) == "model":
-        return {"config.json": model.config.to_json_string()}
-    settings = {"adapter": config.model_dump(mode="json"), "base_model_name_or_path": source}
-    return {"trained.json": json.dumps(settings, indent=2)}
+        files["adapter_config.json"] = json.dumps(settings, indent=2, default=_plain, sort_keys=True)
+    elif weights_file(model) == "trained":
+        settings = {"adapter": config.model_dump(mode="json"), "base_model_name_or_path": source}
+        files["trained.json"] = json.dumps(settings, indent=2)
+    return files
 
 
 def _by_peft(model: PeftModel) -> dict[str, Tensor]:
