@@ -1,10 +1,15 @@
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 - caches go there, some when they are imported
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
 
 from ranks import RankPool
 
