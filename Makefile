@@ -7,7 +7,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: train test test-slurm lint format install wheel gpu-check clean
+.PHONY: train test test-slurm goldens lint format install wheel gpu-check clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m distft.train +exp=llama_lora $(ARGS)
@@ -19,6 +19,10 @@ test: $(INSTALLED)
 # Real jobs on real Slurms of two nodes on this machine, as root; slurm/README.md names the packages.
 test-slurm: $(INSTALLED)
 	$(BIN)/python -m pytest -m slurm --numprocesses 3 --dist worksteal tests/slurm $(ARGS)
+
+# The resolved config of every shipped experiment, with which a test compares what they resolve to now.
+goldens: $(INSTALLED)
+	$(BIN)/python -m tests.config.goldens
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

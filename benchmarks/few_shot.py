@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks import labelled_corpus, measure
 from benchmarks.labelled_corpus import LANGUAGES, Rows
 from benchmarks.measure import Target, report
-from distft.evaluate.fewshot.prompt import Prompt
+from distft.evaluate.fewshot.prompt_template import Prompt
 
 SHOTS = 8
 

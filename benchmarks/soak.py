@@ -20,8 +20,8 @@ from pathlib import Path
 
 from benchmarks import measure
 from benchmarks.measure import Target, report
-from distft.run.checkpoint_folder import published, step_of
 from distft.run.status import Status
+from distft.run.steps import published, step_of
 from distft.runtime import slurm
 from tests.resume.tiny_run import SHAPE, write_dialogues, write_tokenizer
 from tests.slurm.real_cluster import RealCluster, reached, run, until

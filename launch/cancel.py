@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 
 from distft.errors import ConfigError
-from distft.run import owner
+from distft.run.owner import Card
 from distft.runtime import slurm
 from distft.runtime.command import run_command
 from launch.record import CANCEL, Record
@@ -25,9 +25,9 @@ def main(argv: list[str]) -> None:
 
 def cancel(run: Path, *, now: bool) -> str:
     """Stops a run; says how."""
-    record, card = Record.read(run), owner.read(run)
+    record, card = Record.read(run), Card.read(run)
     # The last one submitted, and the one that began the run: the same, but for a batch script's.
-    jobs = [record.job if record and record.cluster == "slurm" else None, (card or {}).get("job")]
+    jobs = [record.job if record and record.cluster == "slurm" else None, card.job if card else None]
     states = {job: slurm.job_state(job) for job in jobs if job}
     waits_or_runs = ("PENDING", *slurm.HOLDS_NODES)
     job, state = next(((job, state) for job, state in states.items() if state in waits_or_runs), (None, None))
@@ -40,10 +40,10 @@ def cancel(run: Path, *, now: bool) -> str:
             return _told(slurm.ask("scancel", job), f"job {job} is killed")
         # To the ranks alone: the batch script waits for them.
         return _told(slurm.ask("scancel", "--signal=TERM", job), f"job {job} saves and stops")
-    if card is None or card.get("released") or not owner.is_here_and_alive(card):
+    if card is None or card.released or not card.is_here_and_alive():
         return "nothing of it runs"
-    os.kill(card["pid"], signal.SIGKILL if now else signal.SIGTERM)
-    return f"process {card['pid']} " + ("is killed" if now else "saves and stops")
+    os.kill(card.pid, signal.SIGKILL if now else signal.SIGTERM)
+    return f"process {card.pid} " + ("is killed" if now else "saves and stops")
 
 
 def _told(answer: str | None, what: str) -> str:

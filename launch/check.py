@@ -142,7 +142,7 @@ def _data(config: Config) -> list[str]:
             if given:
                 try:
                     resolved, wrong = source.resolve(given, key, lambda file: "")
-                    formats = config.task.FORMATS
+                    formats = config.task.traits.formats
                     problems += [*wrong, *source.open_parts(resolved, config.data.format, formats, Path(scratch))[1]]
                 except ConfigError as error:
                     problems += error.problems

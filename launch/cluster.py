@@ -11,7 +11,7 @@ from typing import Any
 import submitit
 from submitit.slurm.slurm import _make_sbatch_string
 
-from distft.config.schema import Local, Slurm
+from distft.config.schema import AnyCluster, Local, Slurm
 
 EXPORTED = re.compile(
     r"^(PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_[A-Z]+|TZ|PYTHONPATH|VIRTUAL_ENV|CONDA_PREFIX|LD_LIBRARY_PATH|XDG_CACHE_HOME"
@@ -24,7 +24,7 @@ VISIBLE = "DISTFT_VISIBLE_DEVICES"
 """What CUDA_VISIBLE_DEVICES was where a local job was submitted."""
 
 
-def submit(cluster: Local | Slurm, name: str, folder: Path, jobs: Sequence[Any]) -> list[tuple[str, Path]]:
+def submit(cluster: AnyCluster, name: str, folder: Path, jobs: Sequence[Any]) -> list[tuple[str, Path]]:
     """Submits callables, several as one array; returns each one's job id and log. Scripts and logs go to `folder`."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         os.environ[VISIBLE] = os.environ["CUDA_VISIBLE_DEVICES"]
@@ -45,7 +45,7 @@ def script(cluster: Slurm, name: str, folder: Path, num_jobs: int) -> str:
     return str(_make_sbatch_string(command=command, folder=folder, job_name=name, map_count=count, **settings))
 
 
-def parameters(cluster: Local | Slurm, folder: Path) -> dict[str, Any]:
+def parameters(cluster: AnyCluster, folder: Path) -> dict[str, Any]:
     """submitit's parameters: its shared ones, and Slurm's own with their prefix."""
     if isinstance(cluster, Local):
         return {"nodes": 1, "tasks_per_node": cluster.tasks, "timeout_min": 7 * 24 * 60}

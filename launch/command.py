@@ -11,9 +11,11 @@ from distft.config.reading.resolved import to_yaml
 from distft.config.schema import Config, Section, Slurm
 from distft.errors import ConfigError
 from distft.run.folder import RunFolder
-from distft.run.owner import Owner, describe
+from distft.run.owner import Owner
 from distft.runtime import slurm
-from launch import check, record, sweep
+from distft.runtime.files import write_whole
+from launch import check, sweep
+from launch.record import Record
 
 MULTIRUN = ("--multirun", "-m")
 
@@ -84,10 +86,10 @@ def _in_use(run_dir: Path) -> list[str]:
     owner = Owner(run_dir, None).other() if run_dir.exists() else None
     if owner is not None:
         return [
-            f"name: run folder must have one owner, {run_dir} belongs to {describe(owner)}; "
+            f"name: run folder must have one owner, {run_dir} belongs to {owner.describe()}; "
             "wait for it to end, or give another name="
         ]
-    queued = record.Record.read(run_dir)
+    queued = Record.read(run_dir)
     if queued is None or queued.cluster != "slurm" or slurm.job_state(queued.job) not in {"PENDING", "RUNNING"}:
         return []
     return [
@@ -127,11 +129,11 @@ def _submit(planned: list[Planned], name: str, folder: Path, points: list[sweep.
     folder.mkdir(parents=True, mode=0o700)
     files = [folder / f"config-{number}.yaml" for number in range(len(planned))]
     for file, each in zip(files, planned, strict=True):
-        file.write_text(to_yaml(each.config))
+        write_whole(file, to_yaml(each.config))
     cluster = planned[0].config.cluster
     submitted = submit(cluster, name, folder, [Job(file) for file in files])
     for (job, log), each in zip(submitted, planned, strict=True):
-        record.write(each.folder.path, job, cluster.name, log)
+        Record(job, cluster.name, str(log), time.time()).write(each.folder.path)
     runs = planned[0].folder.path
     if points:
         runs = runs.parent
@@ -153,15 +155,14 @@ def _show(planned: list[Planned], name: str, folder: Path) -> None:
 
         print(script(cluster, name, folder, len(planned)))
     data, accumulation = config.data, config.data.global_batch // (config.data.micro_batch * cluster.world_size)
-    where = f"{cluster.nodes} nodes x {cluster.ranks_per_node}" if isinstance(cluster, Slurm) else "this machine"
     print("# Plan")
     for each in planned:
         print(f"run      {each.folder.path}")
     print(f"model    {config.model.source}, {config.model.quantization}, {config.adapter.method}")
-    print(f"ranks    {cluster.world_size} ({where}), engine {config.engine.name}")
+    print(f"ranks    {cluster.world_size} ({cluster.place}), engine {config.engine.name}")
     print(f"batch    {data.global_batch} rows = {data.micro_batch} x {accumulation} accumulated x {cluster.world_size}")
     print(f"length   {f'{config.steps} steps' if config.steps else f'{config.epochs:g} epochs'}")
-    if isinstance(cluster, Slurm):
+    if cluster.time_min:
         print(f"time     {cluster.time_min} minutes at most, then saved and requeued")
     print("dry: nothing was queued")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distft.config.reading.compose import load
 from distft.config.reading.resolved import load_resolved
-from distft.config.schema import Config, Slurm
+from distft.config.schema import Config
 from distft.errors import EXIT_OK, EXIT_STOPPED
 from distft.run.folder import RunFolder
 from distft.run.status import EXCLUDED_AT, Status, end
@@ -57,7 +57,7 @@ def why_not(code: int, status: Status, state: str | None, config: Config, *, can
 
 def excluded(config: Config, status: Status) -> list[str]:
     bad = sorted(node for node, count in status.bad_nodes.items() if count >= EXCLUDED_AT)
-    given = [config.cluster.exclude] if isinstance(config.cluster, Slurm) and config.cluster.exclude else []
+    given = [config.cluster.exclude] if config.cluster.exclude else []
     return [*given, *bad] if bad else []
 
 

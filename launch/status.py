@@ -4,6 +4,7 @@ status.json of each run is the truth; squeue fills in why a job waits, and may b
 """
 
 import csv
+import io
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,13 +14,16 @@ from rich.live import Live
 from rich.table import Table
 
 from distft.errors import ConfigError
-from distft.run import owner
+from distft.run.identity import CONFIG
+from distft.run.owner import Card
 from distft.run.status import FILE, Status
 from distft.runtime import slurm
 from distft.runtime.command import run_command
+from distft.runtime.files import write_whole
 from distft.tracking import metrics
 from distft.tracking.console import duration, number, visible
 from launch import sweep
+from launch.record import FILE as JOB
 from launch.record import Record
 
 REFRESH_S = 3.0
@@ -69,7 +73,7 @@ def runs_in(folder: Path) -> list[Path]:
     """The run that `folder` is, or the runs in it. Raises ConfigError where there are none."""
     if (folder / sweep.FILE).exists():
         return [folder / point["name"] for point in sweep.read(folder)]
-    if any((folder / name).exists() for name in (FILE, "job.json", "config.yaml")):
+    if any((folder / name).exists() for name in (FILE, JOB, CONFIG)):
         return [folder]
     inside = [path for path in sorted(folder.iterdir()) if path.is_dir()] if folder.is_dir() else []
     found = [run for path in inside if not path.name.startswith(".") for run in _runs_below(path)]
@@ -98,7 +102,7 @@ def rows_of(folders: list[Path]) -> list[Row]:
 
 
 def row_of(run: Path) -> Row:
-    status, record, card = Status.read(run), Record.read(run), owner.read(run)
+    status, record, card = Status.read(run), Record.read(run), Card.read(run)
     job = status.job or (record.job if record and record.cluster == "slurm" else None)
     if record and record.cluster == "slurm" and record.submitted > status.updated:
         job = record.job
@@ -108,8 +112,8 @@ def row_of(run: Path) -> Row:
     if queue is not None and queue[0] == "PENDING":
         waits = f"waits: {queue[1]}"
         state, why = "queued", f"{waits}; {state} before: {why}" if begun and why else waits
-    elif state in ("starting", "running") and (card is None or not owner.seems_alive(card, run)):
-        state, why = "lost", f"no heartbeat of {owner.describe(card)}" if card else "no owner"
+    elif state in ("starting", "running") and (card is None or not card.seems_alive(run)):
+        state, why = "lost", f"no heartbeat of {card.describe()}" if card else "no owner"
     elif state == "queued" and queue is not None and queue[0] not in ("RUNNING", "CONFIGURING"):
         state, why = "lost", f"Slurm has job {job} as {queue[0]}; see {record.log if record else 'its log'}"
     return Row(
@@ -159,10 +163,11 @@ def table(rows: list[Row]) -> Table:
 
 def write_csv(folder: Path, rows: list[Row]) -> None:
     """The sweep's table as a file: best first."""
-    with (folder / "table.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(Row.__dataclass_fields__))
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=list(Row.__dataclass_fields__))
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_whole(folder / "table.csv", text.getvalue())
 
 
 def plot(folder: Path) -> Path:
@@ -177,7 +182,7 @@ def plot(folder: Path) -> Path:
             x, y = zip(*points, strict=True) if points else ((), ())
             figure.add_trace(Scatter(x=x, y=y, name=f"{run.name} {split}", line={"dash": dash}, legendgroup=run.name))
     path = folder / "curves.html"
-    figure.write_html(path, include_plotlyjs=True)
+    write_whole(path, figure.to_html(include_plotlyjs=True))
     return path
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from distft.config.reading.compose import expand_sweep
 from distft.errors import ConfigError
+from distft.runtime.files import write_whole
 
 FILE = "sweep.yaml"
 FIXED = ("name", "run_root", "cluster", "resume")
@@ -40,12 +41,12 @@ def grid(words: Sequence[str]) -> list[Point]:
 
 def write(folder: Path, points: Sequence[Point], rule: str = "grid") -> None:
     listed = [{"name": point.name, "overrides": point.overrides} for point in points]
-    (folder / FILE).write_text(yaml.safe_dump({"rule": rule, "points": listed}, sort_keys=False))
+    write_whole(folder / FILE, yaml.safe_dump({"rule": rule, "points": listed}, sort_keys=False))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """`name` and `overrides` of each point."""
-    points: list[dict[str, Any]] = yaml.safe_load((folder / FILE).read_text())["points"]
+    points: list[dict[str, Any]] = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))["points"]
     return points
 
 

@@ -5,13 +5,17 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from distft.errors import DistftError
 from distft.run import owner, status
-from distft.run.owner import Owner
+from distft.run.owner import Card, Owner
 from distft.runtime.env import Job
+from distft.tracking import status_file
+from distft.tracking.seam import RunInfo
 
 ELSEWHERE = {"host": "n9", "pid": 5, "job": None, "since": "yesterday", "token": "t", "process": "boot2 pid:[2] 5 99"}
 
@@ -47,8 +51,7 @@ def test_a_folder_that_was_released_is_free_at_once(tmp_path):
 
 def test_a_process_of_this_machine_is_alive_as_long_as_it_runs(tmp_path):
     old = start_owner(tmp_path, "12")
-    card = owner.read(tmp_path)
-    leave(tmp_path, card | {"process": ELSEWHERE["process"]})  # on a node that was cut off
+    leave(tmp_path, asdict(Card.read(tmp_path)) | {"process": ELSEWHERE["process"]})  # on a node that was cut off
     assert "job 12" in Owner(tmp_path, Job("12", restarts=1)).claim()
     assert old.wait(timeout=20) == 1
     assert b"another owner" in old.stdout.read()
@@ -71,3 +74,20 @@ def test_a_hang_is_not_overwritten_by_what_it_leads_to(tmp_path):
     status.end(tmp_path, "failed", "connection lost")
     left = status.Status.read(tmp_path)
     assert (left.state, left.reason, left.bad_nodes) == ("hung", "rank 1 stands", {"n2": 1})
+
+
+def test_a_disk_that_takes_a_second_for_the_status_costs_two_percent_of_the_time(tmp_path, monkeypatch):
+    now, written = [0.0], []
+
+    def write(self: status.Status, run_dir: Path) -> None:
+        now[0] += 1.0
+        written.append(self.step)
+
+    monkeypatch.setattr(status_file.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(status.Status, "write", write)
+    observer = status_file.StatusFile()
+    observer.start(RunInfo("a", tmp_path, "id", [], 9999))
+    for step in range(1, 2001):
+        now[0] += 0.1
+        observer.log({"step": step, "split": "train", "loss": 1.0, "tokens_per_second": 1.0})
+    assert written == [0, 500, 1001, 1502], "50 s after the end of the last one"

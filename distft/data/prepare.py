@@ -22,6 +22,7 @@ from distft.data.source import Part, Resolved
 from distft.data.splits import Written, write_splits
 from distft.data.tokenise import ROWS_A_CHUNK, SplitRule
 from distft.errors import ConfigError
+from distft.runtime.files import whole_folder, write_whole
 
 Poll = Callable[[], None]
 
@@ -138,11 +139,11 @@ def _content_digest(file: Path, cache: Path) -> str:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     identity = f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}"
     memory = cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.digest"
-    if memory.exists() and len(known := memory.read_text()) == 64:
+    if memory.exists() and len(known := memory.read_text(encoding="ascii")) == 64:
         return known
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    memory.write_text(digest)
+    write_whole(memory, digest)
     return digest
 
 
@@ -154,14 +155,11 @@ def _make(
     problems: list[str],
     poll: Poll,
 ) -> None:
-    """Write the cache aside, then rename it: complete, or not there. The caller holds its lock.
+    """Makes the cache: complete, or not there. The caller holds its lock.
 
     `sources`: new data, older data that is replayed, held-out data.
     """
-    building = folder.with_suffix(".tmp")
-    shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
-    building.mkdir()
-    try:
+    with whole_folder(folder, alone=True) as building:
         scratch = building / "scratch"
         opened = [source.open_parts(each, data.format, reader.formats, scratch) for each in sources]
         if faults := problems + [fault for _, more in opened for fault in more]:
@@ -175,9 +173,6 @@ def _make(
         written = _write_documents(building, parts, reader, data, rule, poll)
         write_splits(building, parts, rule, written, data, reader)
         shutil.rmtree(scratch, ignore_errors=True)
-        building.rename(folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def _rows(parts: list[Part], reader: Reader, rule: SplitRule, poll: Poll) -> Iterator[Seen]:

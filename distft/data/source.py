@@ -41,11 +41,10 @@ def resolve(
     sources: str | Sequence[str | schema.Source], key: str, digest: Callable[[Path], str]
 ) -> tuple[list[Resolved], list[str]]:
     """Every source of one key that is there, and the problems of the others."""
-    listed = [sources] if isinstance(sources, str) else list(sources)
+    listed = schema.listed(sources)
     resolved = []
     problems = [] if listed else [f"{key}: must name at least one source, got an empty list"]
-    for i, entry in enumerate(listed):
-        source = schema.Source(path=entry) if isinstance(entry, str) else entry
+    for i, source in enumerate(listed):
         where = key if len(listed) == 1 else f"{key}[{i}]"
         try:
             path = locate(source.path, where)

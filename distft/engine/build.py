@@ -11,16 +11,12 @@ from distft.runtime.group import Group
 
 
 def build(config: schema.Config, group: Group, compute: torch.dtype) -> Engine:
-    """The engine that the config names; `auto` is `single` on one rank and `fsdp` on more."""
+    """The engine that the config names."""
     from distft.engine.fsdp import Fsdp
     from distft.engine.single import Single
 
-    settings = config.engine
-    if isinstance(settings, schema.Auto):
-        fsdp = schema.Fsdp(name="fsdp")
-        settings = schema.Single(name="single") if group.ranks.world_size == 1 else fsdp
-    b_lr_ratio = config.adapter.b_lr_ratio if isinstance(config.adapter, schema.Lora) else 1.0
-    make_optimizer = partial(optim.build, config.optim, b_lr_ratio=b_lr_ratio)
+    settings = schema.engine_for(config.engine, group.ranks.world_size)
+    make_optimizer = partial(optim.build, config.optim, b_lr_ratio=config.adapter.traits.b_lr_ratio)
     max_grad_norm = config.optim.max_grad_norm
     if isinstance(settings, schema.Single):
         return Single(group, make_optimizer, max_grad_norm)

@@ -198,9 +198,9 @@ class AdaLoraBudget(Constant):
 
 def build(model: Any, config: schema.AnyAdapter, names: list[str], num_steps: int) -> Schedule:
     """The schedule of what trains in `model`, whose parameters a checkpoint calls `names`."""
-    if isinstance(config, schema.Full | schema.Layers) and config.unfreeze_every is not None:
-        count = config.count if isinstance(config, schema.Layers) else None
-        return Unfreezing(model, count, config.unfreeze_every)
-    if config.method == "adalora":
+    traits = config.traits
+    if traits.unfreeze_every is not None:
+        return Unfreezing(model, traits.last_blocks, traits.unfreeze_every)
+    if traits.rank_budget:
         return AdaLoraBudget(model, names, num_steps)
     return Constant()

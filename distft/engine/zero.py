@@ -41,7 +41,7 @@ class Zero:
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         self.make_optimizer, self.device = make_optimizer, group.device
         self.world_size = group.ranks.world_size
-        self.stage = 3 if isinstance(settings, schema.Zero3) else 2
+        self.stage = 3 if settings.traits.shards_blocks else 2
         self.config = _deepspeed_config(settings, max_grad_norm, self.stage)
         self.task: TaskModule
         self.parameters: dict[str, nn.Parameter]

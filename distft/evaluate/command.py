@@ -3,37 +3,26 @@
 With `prompt=` a model that writes text, tuned or not, is asked for the labels of labelled rows.
 """
 
+import importlib.util
 import json
 import os
-import time
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeInt
 
 from distft.config.checks.check import check
-from distft.config.reading.compose import load_run, load_with
+from distft.config.reading.compose import given, load_run, load_with
 from distft.config.schema import Config, Section
 from distft.errors import ConfigError
-from distft.evaluate import ensemble as ensembles
-from distft.evaluate import harness
-from distft.evaluate.fewshot import prompt as prompts
-from distft.evaluate.fewshot.compare import Answers, Candidate, Wanted, compare
-from distft.run.trained import check_members, check_same_model, facts_beside, find_weights
+from distft.evaluate.fewshot import prompt_template
+from distft.evaluate.fewshot.settings import Answers, Wanted
+from distft.evaluate.member import Member
+from distft.run.compatible import check_members, check_same_model
+from distft.run.weights import find_weights
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from distft.data.corpus import Corpus
-    from distft.session.held_out import HeldOut
-    from distft.task.seam import Scores
-
-RESULT = "evaluation.json"
 # What a run needed for training and an evaluation does not; a run of 64 ranks is evaluated on one all the same.
 DEFAULTS = ["engine=auto", "optim=sgd", "tracking=none", "resume=auto"]
 # A base without a run has nothing to train either.
@@ -61,207 +50,115 @@ class Command(Section):
     """Tasks of lm-eval (the extra `lm_eval`), or YAML files of your own, that base and trained model are put to, with
     `shots` examples each."""
 
-
-@dataclass(frozen=True)
-class Measured:
-    """One column: held-out loss, metrics, and replies."""
-
-    numbers: dict[str, float]
-    replies: list[str]
-    scores: "Scores"
+    @property
+    def shot_counts(self) -> list[int]:
+        return self.shots if isinstance(self.shots, list) else [self.shots]
 
 
 def main(argv: list[str]) -> None:
     ranks = read_ranks()
-    words = _with_defaults(argv)
-    run: Path | None = None
-    if _names_a_base(argv):
-        base = [] if any(word.startswith("+exp=") for word in argv) else WITHOUT_RUN
-        config, own = load_with([*base, *words], Command, program="distft.evaluate")
-    else:
-        run, config, own = load_run(words, Command, program="distft.evaluate", here=True)
-    problems = check({"engine": config.engine}, world_size=ranks.world_size, here=False)
-    if run is not None:
-        problems += check_same_model(run, config)
-        if not os.access(run, os.W_OK):
-            problems.append(f"run: must be a folder that can be written, got {run}; copy it to one that can")
-    problems += _problems(run, config, own, ranks)
-    if problems:
+    run, config, own = read(argv)
+    if problems := list(_problems(run, config, own, ranks)):
         raise ConfigError(problems)
+    log.start(ranks.global_rank)
     checkpoint = own.evaluate.checkpoint
     if own.lm_eval:
-        harness.measure(run, config, checkpoint, own.lm_eval, _shots(own))
-        return
-    if own.prompt is None and not own.ensemble:
+        from distft.evaluate import harness
+
+        harness.measure(run, config, checkpoint, own.lm_eval, own.shot_counts)
+    elif own.prompt is not None:
+        from distft.evaluate.fewshot.compare import compare
+
+        compare(config, _wanted(run, own, own.prompt), ranks)
+    elif own.ensemble:
+        from distft.evaluate import ensemble
+
+        assert run is not None
+        ensemble.evaluate(config, _members(run, own), run, ranks)
+    else:
+        from distft.evaluate.base_and_trained import evaluate
+
         assert run is not None
         evaluate(run, config, checkpoint, ranks)
-        return
+
+
+def read(argv: list[str]) -> tuple[Path | None, Config, Command]:
+    """The run that is asked about, or None and a base; its config with what an evaluation changes, and the own keys.
+
+    Other held-out data stands alone: nothing of it is cut off, and the training data is not read.
+    An ensemble is of the first run's task, data and model.
+    """
+    keys = given(argv)
+    words = list(DEFAULTS)
+    if "data.eval" in keys and keys["data.eval"].value() is not None:
+        alone = f"data.train={keys['data.eval'].get_value_string()}"
+        words += [alone, "data.eval_fraction=0", "data.replay=null", "data.replay_share=0.1"]
+    if keys.keys() & {"prompt", "lm_eval"} and not keys.keys() & {"run", "ensemble"}:
+        base = [] if "exp" in keys else WITHOUT_RUN
+        return None, *load_with([*base, *words, *argv], Command, program="distft.evaluate")
+    if "ensemble" in keys and "run" not in keys:
+        members = keys["ensemble"].value()
+        first = str(members[0]) if isinstance(members, list) and members else keys["ensemble"].get_value_string()
+        words.append(f"run={json.dumps(first, ensure_ascii=False)}")
+    return load_run([*words, *argv], Command, program="distft.evaluate", here=True)
+
+
+def _members(run: Path | None, own: Command) -> list[Member]:
+    """The runs that are asked about, each by its folder's name, or by its path where two have the same."""
     folders = [Path(member).expanduser() for member in own.ensemble] or ([run] if run is not None else [])
     alike = len({each.name for each in folders}) < len(folders)
-    members = [Candidate(str(each) if alike else each.name, find_weights(each, checkpoint), each) for each in folders]
-    if own.prompt is None:
-        assert run is not None
-        ensembles.evaluate(config, members, run, ranks)
-        return
-    text = Path(own.prompt).expanduser().read_text(encoding="utf-8")
-    prompt = prompts.Prompt(own.prompt, text, own.answers.column, own.answers.words or {})
-    candidates = members if own.ensemble else [Candidate("base", None), *members]
-    wanted = Wanted(prompt, _shots(own), own.shots_seed, own.answers, candidates, bool(own.ensemble), run)
-    compare(config, wanted, ranks)
+    checkpoint = own.evaluate.checkpoint
+    return [Member(str(each) if alike else each.name, each, find_weights(each, checkpoint)) for each in folders]
+
+
+def _wanted(run: Path | None, own: Command, file: str) -> Wanted:
+    text = Path(file).expanduser().read_text(encoding="utf-8")
+    prompt = prompt_template.Prompt(file, text, own.answers.column, own.answers.words or {})
+    members = _members(run, own)
+    return Wanted(prompt, own.shot_counts, own.shots_seed, own.answers, members, bool(own.ensemble), run)
 
 
 def _problems(run: Path | None, config: Config, own: Command, ranks: Ranks) -> Iterator[str]:
-    shots = _shots(own)
-    if not shots:
+    yield from check({"engine": config.engine}, world_size=ranks.world_size, here=False)
+    if run is not None:
+        yield from check_same_model(run, config)
+        if not os.access(run, os.W_OK):
+            yield f"run: must be a folder that can be written, got {run}; copy it to one that can"
+    if not own.shot_counts:
         yield "shots: must be a number or a list of them, got an empty list; give shots=0"
     if own.prompt is not None:
-        yield from prompts.check(own.prompt, shots or [0], own.answers.column, own.answers.words)
+        yield from prompt_template.check(own.prompt, own.shot_counts or [0], own.answers.column, own.answers.words)
     else:
         for key in ("shots_seed", "answers") if own.lm_eval else ("shots", "shots_seed", "answers"):
             if getattr(own, key) != Command.model_fields[key].get_default():
                 yield f"{key}: belongs to prompt=, got it without; give prompt=FILE, or remove it"
     if own.ensemble:
-        others = [Path(member).expanduser() for member in own.ensemble]
-        if len({other.absolute() for other in others}) < 2:
-            yield f"ensemble: must be two folders of runs or more, got {own.ensemble}; give ensemble=[runs/A,runs/B]"
-        if run is not None:
-            yield from check_members(run, others, "ensemble", shape=type(config.adapter).model_fields)
-        yield from [] if own.prompt is not None else ensembles.check(config)
+        yield from _ensemble_problems(run, config, own)
     if own.lm_eval:
-        yield from harness.check(own.lm_eval, own.prompt, own.ensemble, ranks)
+        yield from _lm_eval_problems(own, ranks)
 
 
-def _shots(own: Command) -> list[int]:
-    return own.shots if isinstance(own.shots, list) else [own.shots]
+def _ensemble_problems(run: Path | None, config: Config, own: Command) -> Iterator[str]:
+    others = [Path(member).expanduser() for member in own.ensemble]
+    if len({other.absolute() for other in others}) < 2:
+        yield f"ensemble: must be two folders of runs or more, got {own.ensemble}; give ensemble=[runs/A,runs/B]"
+    if run is not None:
+        yield from check_members(run, others, "ensemble", shape=type(config.adapter).model_fields)
+    if own.prompt is None and not config.task.traits.averages:
+        yield (
+            f"ensemble: must be of runs that give probabilities of labels, task=sequence_classification, got "
+            f"{config.task.name}; for a model that writes text give prompt= besides"
+        )
 
 
-def _names_a_base(argv: list[str]) -> bool:
-    """Whether what is asked needs no run, and none is named."""
-    keys = {word.partition("=")[0] for word in argv}
-    return bool(keys & {"prompt", "lm_eval"}) and not keys & {"run", "ensemble"}
-
-
-def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) -> dict[str, Any]:
-    """Measures on the held-out data of `config`; writes `evaluation.json` and prints a table. Every rank calls it.
-
-    Raises ConfigError where there is nothing trained yet, or nothing held out.
-    """
-    log.start(ranks.global_rank)
-
-    from distft.model.adapter import attach as adapter
-    from distft.runtime.group import Group
-    from distft.runtime.stop import StopFlag
-    from distft.session.held_out import held_out as hold_out
-    from distft.session.held_out import read_held_out, write_files
-    from distft.session.precompute import precompute
-    from distft.session.replies import Samples
-    from distft.session.session import set_up
-
-    weights = find_weights(run, checkpoint)
-    tokenizer, task, held_out, documents = read_held_out(config, facts_beside(weights))
-    group = Group(ranks)
-    log.to_folder(run, ranks.global_rank)
-    facts, pad_id = held_out.facts, tokenizer.pad_token_id
-    stage = set_up(
-        config,
-        group,
-        task.architecture(facts),
-        lambda loaded: task.module(loaded, facts),
-        runs=[run],
-        weights=[weights],
-    )
-    engine, module = stage.engine, stage.module
-    precompute(module, engine, {"eval": documents}, held_out.folder, config, group, pad_id, StopFlag())
-    rows = hold_out(documents, task, config, facts, ranks, pad_id)
-    samples = Samples(engine, held_out.prompts, tokenizer, config.evaluation, run, group)
-
-    with nullcontext() if adapter.starts_as_base(config.adapter) else module.without_adapter():
-        base = _measure(engine, rows, group, samples)
-    engine.load_trainable_state(stage.trained[0].read)
-    after = _measure(engine, rows, group, samples)
-    result = _result(config, weights, documents, base, after, samples)
-    if ranks.is_main:
-        aside = run / f".{RESULT}"
-        aside.write_text(json.dumps(result, indent=2, ensure_ascii=False))
-        aside.replace(run / RESULT)
-        write_files(after.scores, run)
-        from rich.console import Console
-
-        show(result, run / RESULT, Console(highlight=False, markup=False))
-    group.barrier()
-    group.leave()
-    return result
-
-
-def _result(
-    config: Config, weights: Path, documents: "Corpus", base: Measured, after: Measured, samples: Any
-) -> dict[str, Any]:
-    return {
-        "run": config.name,
-        "weights": str(weights),
-        "data": {
-            "source": config.data.model_dump(mode="json")["eval"]
-            or f"{config.data.eval_fraction:g} of the training data",
-            "digest": documents.digest,
-            "documents": documents.num_documents,
-            "target_tokens": documents.num_targets,
-        },
-        "base": base.numbers,
-        "trained": after.numbers,
-        "samples": [
-            {"prompt": chat[-2]["content"], "reference": chat[-1]["content"], "base": first, "trained": then}
-            for chat, first, then in zip(samples.chats, base.replies, after.replies, strict=True)
-        ],
-        "time": time.time(),
-    }
-
-
-def _with_defaults(argv: list[str]) -> list[str]:
-    """Other held-out data stands alone: nothing of it is cut off, and the training data is not read.
-
-    An ensemble is of the first run's task, data and model.
-    """
-    given = [word.removeprefix("data.eval=") for word in argv if word.startswith("data.eval=")]
-    whole = ["data.eval_fraction=0", "data.replay=null", "data.replay_share=0.1"]
-    alone = [f"data.train={given[-1]}", *whole] if given and given[-1] != "null" else []
-    members = [word.removeprefix("ensemble=").strip("[]").split(",") for word in argv if word.startswith("ensemble=")]
-    first = [f"run={members[-1][0]}"] if members and not any(word.startswith("run=") for word in argv) else []
-    return [*DEFAULTS, *first, *alone, *argv]
-
-
-def _measure(engine: Any, rows: "HeldOut", group: Any, samples: Any) -> Measured:
-    from distft.runtime.stop import StopFlag
-
-    scores = rows.score(engine, group, StopFlag())
-    assert scores is not None, "nobody sets this flag"
-    return Measured(scores.numbers, samples.replies(), scores)
-
-
-def show(result: dict[str, Any], file: Path, console: "Console") -> None:
-    """The table for people."""
-    from rich.table import Column, Table
-
-    from distft.tracking.console import samples_table, visible
-    from distft.tracking.seam import Sample
-
-    base, trained, data = result["base"], result["trained"], result["data"]
-    columns = [Column(name, justify="right") for name in ("base", "trained", "change")]
-    table = Table("", *columns, box=None, title=f"{result['run']}: {data['documents']:,} held-out documents")
-    for name in base:
-        form = ",.2f" if name == "perplexity" else ".4f"
-        change = f"{100 * (trained[name] / base[name] - 1):+.1f} %" if base[name] else "-"
-        table.add_row(name, format(base[name], form), format(trained[name], form), change)
-    console.print(table)
-    if result["samples"]:
-        console.print()
-        replies = [Sample(s["prompt"], s["reference"], s["base"], s["trained"]) for s in result["samples"]]
-        shown = samples_table(replies)
-        shown.columns[1].header, shown.columns[2].header = "base", "trained"
-        console.print(shown)
-    console.print()
-    for label, text in (
-        ("weights", result["weights"]),
-        ("data", f"{data['source']}, {data['target_tokens']:,} target tokens"),
-        ("written", str(file)),
-    ):
-        console.print(visible(f"{label:<8}  {text}"), soft_wrap=True)
+def _lm_eval_problems(own: Command, ranks: Ranks) -> Iterator[str]:
+    if importlib.util.find_spec("lm_eval") is None:
+        yield "lm_eval: must have the package lm-eval, which is not installed; pip install 'distft[lm_eval]'"
+    for file in (name for name in own.lm_eval if name.endswith((".yaml", ".yml"))):
+        if not Path(file).expanduser().is_file():
+            yield f"lm_eval: must be names of lm-eval's tasks, or YAML files that are there, got {file}; check the path"
+    if own.prompt is not None or own.ensemble:
+        beside = "prompt" if own.prompt is not None else "ensemble"
+        yield f"lm_eval: must stand alone, its tasks have prompts of their own, got {beside}= besides; remove one"
+    if ranks.world_size > 1:
+        yield f"lm_eval: must run as one process, got {ranks.world_size}; start it without torchrun or srun"

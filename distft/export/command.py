@@ -5,17 +5,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from distft.config.checks.adapter import UNMERGEABLE
 from distft.config.reading.compose import load_run
-from distft.config.schema import Bitfit, Bottleneck, Config, Full, Head, Layers, Lora, Section
+from distft.config.schema import Config, Section
 from distft.errors import ConfigError
-from distft.run.trained import check_same_model, facts_beside, find_weights
+from distft.run.compatible import check_same_model
+from distft.run.weights import facts_beside, find_weights
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
 from distft.runtime.files import whole_folder
 
 if TYPE_CHECKING:
-    from distft.session.parity import Report
+    from distft.session.parity import ParityReport
 
 # What a run needed for training and an export does not. With `export.path` set, what may be missing is `export.to`.
 DEFAULTS = ["engine=single", "optim=sgd", "tracking=none", "resume=auto", "export.path=null"]
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     _show(settings, weights, target, report)
 
 
-def export(run: Path, config: Config, settings: Export, weights: Path, target: Path) -> "Report":
+def export(run: Path, config: Config, settings: Export, weights: Path, target: Path) -> "ParityReport":
     """Writes `target` from the trained `weights` and reads it back; it is there only if both models agree.
 
     One process. Raises DistftError where they do not agree, ConfigError where the run's base is not there.
@@ -69,23 +69,23 @@ def export(run: Path, config: Config, settings: Export, weights: Path, target: P
 
 
 def _problems(config: Config, settings: Export, target: Path, ranks: Ranks) -> Iterator[str]:
-    adapter = config.adapter
-    if settings.to == "adapter" and isinstance(adapter, Full | Layers | Bitfit | Head):
+    adapter, traits = config.adapter, config.adapter.traits
+    if settings.to == "adapter" and traits.own_weights:
         yield "export.to: must be merged where the model's own weights trained, got adapter; use export.to=merged"
-    if settings.to == "adapter" and isinstance(adapter, Bottleneck):
+    elif settings.to == "adapter" and not traits.is_peft:
         yield (
-            "export.to: must be a form that others read, got adapter: PEFT has no bottleneck adapters; the run's own "
-            "adapter/ loads with distft.model.adapter.bottleneck.load"
+            f"export.to: must be a form that others read, got adapter: PEFT has no {adapter.method} adapters; the "
+            f"run's own adapter/ loads with distft.model.adapter.{adapter.method}.load"
         )
-    if settings.to == "merged" and adapter.method in UNMERGEABLE:
+    if settings.to == "merged" and traits.unmergeable:
         yield (
             f"export.to: must be adapter with adapter.method={adapter.method}, got merged: "
-            f"{UNMERGEABLE[adapter.method]}; use the run's own adapter/"
+            f"{traits.unmergeable}; use the run's own adapter/"
         )
-    if settings.to == "adapter" and isinstance(adapter, Lora) and _starts_from_quantised_rest(config):
+    if settings.to == "adapter" and traits.changes_base and config.model.quantization != "none":
         yield (
-            f"export.to: must be merged, got adapter: with adapter.init={adapter.init} the run quantised what that "
-            "left of the base, and no other NF4 base equals it; use export.to=merged"
+            f"export.to: must be merged, got adapter: with adapter.init={traits.changes_base} the run quantised what "
+            "that left of the base, and no other NF4 base equals it; use export.to=merged"
         )
     if settings.to == "adapter" and settings.dtype is not None:
         yield f"export.dtype: belongs to export.to=merged, got {settings.dtype} with adapter; remove it"
@@ -98,12 +98,7 @@ def _problems(config: Config, settings: Export, target: Path, ranks: Ranks) -> I
         yield f"export: must run as one process, got {ranks.world_size}; start it without torchrun or srun"
 
 
-def _starts_from_quantised_rest(config: Config) -> bool:
-    start = config.adapter.init if isinstance(config.adapter, Lora) else "default"
-    return config.model.quantization != "none" and start in ("pissa", "olora", "loftq")
-
-
-def _show(settings: Export, weights: Path, target: Path, report: "Report") -> None:
+def _show(settings: Export, weights: Path, target: Path, report: "ParityReport") -> None:
     size = sum(file.stat().st_size for file in target.rglob("*") if file.is_file())
     how = f'{report.auto_class}.from_pretrained("{target}")'
     if settings.to == "adapter":

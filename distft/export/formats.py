@@ -11,9 +11,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from distft.config import schema
 from distft.model import load
-from distft.run.checkpoints import TensorFolder
+from distft.run.tensors import TensorFolder
 from distft.runtime.location import choose, locate
-from distft.session.parity import ROUNDED, SAME, Agreement, Report
+from distft.session.parity import ROUNDED, SAME, Parity, ParityReport
 from distft.session.whole import Trained, load_plain, merge, with_plain_layers
 
 
@@ -24,34 +24,36 @@ def write_merged(
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     rows: list[Tensor],
-) -> Report:
+) -> ParityReport:
     """A plain Hugging Face folder. Merged in float32 into the weights that the adapter was trained on, then rounded.
 
     Three comparisons, so that rounding cannot hide a fault: the merged model is the trained one, the file is the merged
     model rounded, and rounding itself moves little. Uses up `trained`.
     """
-    agreement = Agreement(rows, trained.model)
+    parity = Parity(rows, trained.model)
     model = merge(trained.model)
-    agreement.require(model, "the model merged in float32", SAME)
+    parity.require(model, "the model merged in float32", SAME)
     for parameter in model.parameters():  # not model.to(): rotary frequencies are float32 buffers and stay so
         parameter.data = parameter.data.to(load.DTYPES[dtype])
     model.config.use_cache = True
     if model.can_generate():
         model.generation_config = _generation_config(config.model, model, tokenizer)
     model.save_pretrained(folder)
-    rounded = Agreement(rows, model.float())
+    rounded = Parity(rows, model.float())
     auto = trained.architecture.auto
-    agreement.report.auto_class = auto.__name__
+    parity.report.auto_class = auto.__name__
     del model, trained
     read_back = auto.from_pretrained(folder, dtype=torch.float32, trust_remote_code=config.model.trust_remote_code)
     rounded.require(read_back, "the folder read back", SAME)
-    agreement.require(read_back, f"the folder read back, in {dtype}", SAME if dtype == "float32" else ROUNDED)
-    return agreement.report
+    parity.require(read_back, f"the folder read back, in {dtype}", SAME if dtype == "float32" else ROUNDED)
+    return parity.report
 
 
-def write_adapter(trained: Trained, config: schema.Config, weights: Path, folder: Path, rows: list[Tensor]) -> Report:
+def write_adapter(
+    trained: Trained, config: schema.Config, weights: Path, folder: Path, rows: list[Tensor]
+) -> ParityReport:
     """A PEFT folder for the plain base, read back on top of it. Uses up `trained`."""
-    agreement = Agreement(rows, trained.model)
+    parity = Parity(rows, trained.model)
     rest_was_rounded = bool(trained.start) and config.model.dtype != "float32"
     if trained.start:
         _write_converted(trained.start, weights, folder)
@@ -63,8 +65,8 @@ def write_adapter(trained: Trained, config: schema.Config, weights: Path, folder
     plain = load_plain(config.model, schema.Lora(method="lora", r=1), config.seed, architecture).model
     base = with_plain_layers(plain).unload()
     read_back = PeftModel.from_pretrained(base, folder)
-    agreement.require(read_back, "the folder read back", ROUNDED if rest_was_rounded else SAME)
-    return agreement.report
+    parity.require(read_back, "the folder read back", ROUNDED if rest_was_rounded else SAME)
+    return parity.report
 
 
 def _write_converted(start: dict[str, Tensor], weights: Path, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,11 @@ from distft.config.schema import Config, Lora
 from distft.errors import ConfigError, DistftError
 from distft.merge.settings import Merge
 from distft.model import load
-from distft.run.checkpoints import TensorFolder
-from distft.run.folder import environment
-from distft.run.trained import facts_beside, require_same_facts
+from distft.model.adapter.saved import FACTS
+from distft.run.compatible import require_same_facts
+from distft.run.identity import Environment
+from distft.run.tensors import TensorFolder
+from distft.run.weights import facts_beside
 from distft.task import build as tasks
 
 MERGED = "merged"
@@ -83,10 +84,9 @@ def average(members: list[Path], folder: Path) -> None:
 
 def describe(run: Path, members: list[Path], settings: Merge, folder: Path) -> None:
     """`environment.json`, with the base that all members share; and the tokenizer."""
-    began = json.loads((run / "environment.json").read_text())
+    began = Environment.read(run)
     told = {"members": [str(member) for member in members], **settings.model_dump(mode="json", exclude={"to"})}
-    now = {"run_id": uuid.uuid4().hex[:12], "base": began["base"], "data": began["data"], "merged": told}
-    (folder / "environment.json").write_text(json.dumps({**now, **environment()}, indent=2))
+    Environment(began.base, began.data, merged=told).write(folder)
     tokenizer = run / "adapter"
     for file in tokenizer.glob("*") if tokenizer.is_dir() else []:
         if file.name.startswith(("tokenizer", "special_tokens", "chat_template", "added_tokens", "vocab", "merges")):
@@ -132,15 +132,14 @@ def _finish(
 ) -> None:
     """The small files beside the weights, a member's own but for `settings`; and the weights, read back."""
     adapter.mkdir()
-    for name in ("adapter_config.json", "config.json", "task.json"):
+    for name in ("adapter_config.json", "config.json", FACTS):
         if (member / name).exists():
             shutil.copy2(member / name, adapter / name)
     if settings is not None:
-        began = json.loads((member / "adapter_config.json").read_text())
+        began = json.loads((member / "adapter_config.json").read_text(encoding="utf-8"))
         kept = {"base_model_name_or_path": began["base_model_name_or_path"], "inference_mode": True}
-        (adapter / "adapter_config.json").write_text(
-            json.dumps({**settings, **kept}, indent=2, default=sorted, sort_keys=True)
-        )
+        text = json.dumps({**settings, **kept}, indent=2, default=sorted, sort_keys=True)
+        (adapter / "adapter_config.json").write_text(text, encoding="utf-8")
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
         adapter / f"{stem}.safetensors",
@@ -152,7 +151,9 @@ def _finish(
 
 
 def _saved_modules(member: Path) -> list[str] | None:
-    saved: list[str] | None = json.loads((member / "adapter_config.json").read_text()).get("modules_to_save")
+    saved: list[str] | None = json.loads((member / "adapter_config.json").read_text(encoding="utf-8")).get(
+        "modules_to_save"
+    )
     return saved
 
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distft.config.reading.compose import load_run
-from distft.config.reading.resolved import to_yaml
-from distft.config.schema import Config, Lora, Section
+from distft.config.schema import Config, Section
 from distft.errors import ConfigError
 from distft.merge.settings import Merge
-from distft.run.trained import adapter_of, check_members, find_weights
+from distft.run.compatible import check_members
+from distft.run.identity import read_config, write_config
+from distft.run.steps import published, step_of
+from distft.run.weights import find_weights
 from distft.runtime import log
 from distft.runtime.env import Ranks, read_ranks
 from distft.runtime.files import whole_folder
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> None:
             adapters.average(members, folder)
         place = {"name": target.name, "run_root": str(target.absolute().parent)}
         merged = config.model_copy(update=place | ({"adapter": adapter} if others else {}))
-        (folder / "config.yaml").write_text(to_yaml(merged))
+        write_config(folder, merged)
         adapters.describe(run, members, settings, folder)
     print(f"merged   {', '.join(map(str, members))}")
     print(f"written  {target}")
@@ -77,14 +79,14 @@ def _problems(config: Config, settings: Merge, target: Path, ranks: Ranks) -> It
 
 
 def _adapters_problems(config: Config, settings: Merge) -> Iterator[str]:
-    adapter, count = config.adapter, len(settings.runs) + 1
-    if not isinstance(adapter, Lora) or adapter.dora:
-        kind = "DoRA's magnitudes" if isinstance(adapter, Lora) else f"adapter={adapter.method}"
+    traits, count = config.adapter.traits, len(settings.runs) + 1
+    if not traits.combines:
+        kind = "DoRA's magnitudes" if traits.magnitudes else f"adapter={config.adapter.method}"
         yield f"merge.runs: must be runs of LoRA adapters, got {kind}; average merge.checkpoints= in place of them"
-    elif adapter.init in ("pissa", "olora", "loftq"):
+    elif traits.changes_base:
         yield (
-            f"merge.runs: must be adapters on the base as it is, got adapter.init={adapter.init}, which takes a "
-            "part of it away; export them by export.to=adapter"
+            f"merge.runs: must be adapters on the base as it is, got adapter.init={traits.changes_base}, which takes "
+            "a part of it away; export them by export.to=adapter"
         )
     if settings.weights is not None and len(settings.weights) != count:
         yield f"merge.weights: must be {count} numbers, one a run, got {len(settings.weights)}; add or remove some"
@@ -95,7 +97,7 @@ def _adapters_problems(config: Config, settings: Merge) -> Iterator[str]:
 
 
 def _ranks_fit(run: Path, others: list[Path], settings: Merge) -> Iterator[str]:
-    r = {str(each): adapter_of(each).get("r") for each in [run, *others]}
+    r = {str(each): read_config(each)["adapter"].get("r") for each in [run, *others]}
     if settings.method in SAME_RANK and len(set(r.values())) > 1:
         told = ", ".join(f"{value} in {name}" for name, value in r.items())
         yield f"merge.method: {settings.method} wants adapters of one rank r, got {told}; use merge.method=svd or cat"
@@ -103,8 +105,6 @@ def _ranks_fit(run: Path, others: list[Path], settings: Merge) -> Iterator[str]:
 
 def _checkpoints(run: Path, wanted: list[int] | int | None) -> list[Path]:
     """The folders of these steps, each whole. Raises ConfigError."""
-    from distft.run.checkpoint_folder import published, step_of
-
     assert wanted is not None
     steps = [step_of(path) for path in published(run / "checkpoints")]
     if isinstance(wanted, int):

@@ -1,7 +1,6 @@
 """GGUF files: their config and tokenizer as a Hugging Face folder, their tensors dequantised one at a time."""
 
 import hashlib
-import tempfile
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from distft.errors import ConfigError
+from distft.runtime.files import whole_folder
 
 CACHE = Path("~/.cache/distft/gguf").expanduser()
 
@@ -26,10 +26,9 @@ def header_folder(file: Path) -> Path:
         CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(f"{folder}.lock"):
             if not folder.exists():
-                aside = Path(tempfile.mkdtemp(dir=CACHE))
-                AutoConfig.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(aside)
-                AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(aside)
-                aside.rename(folder)
+                with whole_folder(folder, alone=True) as made:
+                    AutoConfig.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(made)
+                    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(made)
     return folder
 
 

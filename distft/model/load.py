@@ -113,7 +113,7 @@ def load(
     trainable = adapter.describe_trainable(model)
     checkpoint_activations(skeleton, config.gradient_checkpointing)
 
-    changes_base = adapter.changes_base(adapter_config)
+    changes_base = adapter_config is not None and bool(adapter_config.traits.changes_base)
     for path, unit in _units(skeleton):
         base.fill(path, torch.float32 if changes_base else stored)
         if not path:
@@ -251,7 +251,7 @@ def _safetensors_in(path: Path, source: str) -> list[Path]:
     files = sorted(path.glob("*.safetensors"))
     index = path / "model.safetensors.index.json"
     if index.exists():  # a folder may hold the same weights twice, as Mistral's do
-        files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+        files = sorted({path / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     elif (path / "model.safetensors").exists():
         files = [path / "model.safetensors"]
     absent = [file.name for file in files if not file.exists()]
@@ -282,9 +282,7 @@ def _attention(
 ) -> str:
     if wanted != "auto":
         return wanted
-    if (
-        adapter_config is not None and adapter_config.method == "prefix_tuning"
-    ):  # more keys than queries, which only masks describe
+    if adapter_config is not None and adapter_config.traits.is_cache:  # there only masks describe who sees whom
         return "sdpa"
     if architecture.attention is not None:
         return architecture.attention

@@ -1,7 +1,8 @@
 """Checkpoints: full tensors of what trains and of its optimizer, free of engine and world size, published whole or not.
 
 A save copies the state to host memory (the loop's only wait) and writes it in a thread: into a folder aside, each file
-fsynced, the manifest last, then one rename by rank 0. At most one save is in flight.
+fsynced, the manifest last, then one rename by rank 0. At most one save is in flight. Not `whole_folder`: all ranks
+write into the folder aside, so it has a name that all of them know, and one of them decides whether it counts.
 """
 
 import json
@@ -21,22 +22,10 @@ from distft.engine.schedule import Schedule
 from distft.engine.seam import Engine
 from distft.errors import ConfigError, DistftError
 from distft.model.adapter.saved import Beside
-from distft.run.checkpoint_folder import (
-    MANIFEST,
-    PREFIX,
-    TensorFolder,
-    damage,
-    file_name,
-    folder_name,
-    fsync_folder,
-    index_of,
-    published,
-    read_state,
-    set_aside,
-    step_of,
-    write_file,
-    write_tensors,
-)
+from distft.run.damage import MANIFEST, Entry, damage, manifest_entry
+from distft.run.steps import PREFIX, State, folder_name, published, read_state, set_aside, step_of
+from distft.run.tensors import TensorFolder, file_name, write_tensors
+from distft.runtime.files import fsync, write_whole
 from distft.runtime.group import Group
 
 log = logging.getLogger(__name__)
@@ -160,7 +149,7 @@ class Checkpoints:
                 set_aside(path, "damaged")
         return self.group.from_main(found)
 
-    def load(self, engine: Engine, path: Path, schedule: Schedule) -> dict[str, Any]:
+    def load(self, engine: Engine, path: Path, schedule: Schedule) -> State:
         """Puts a checkpoint into `engine` and `schedule`; returns its `state.json`.
 
         Raises ConfigError where it does not fit.
@@ -207,7 +196,7 @@ class Checkpoints:
         rank = self.group.ranks.global_rank
         if rank >= self.writers:
             return
-        files, failure = {}, None
+        files, failure = dict[str, Entry](), None
         try:
             files = self._write_parts(aside, parts)
         except Exception as error:  # noqa: BLE001 - safetensors has errors of its own for a full disk
@@ -226,10 +215,10 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
         self._failure, self.save_seconds = failure, time.monotonic() - began
 
-    def _write_parts(self, aside: Path, parts: dict[str, list[tuple[str, Tensor | None]]]) -> dict[str, Any]:
-        """Writes this rank's tensors; returns size and hash of each file."""
+    def _write_parts(self, aside: Path, parts: dict[str, list[tuple[str, Tensor | None]]]) -> dict[str, Entry]:
+        """Writes this rank's tensors; returns their lines of the manifest."""
         aside.mkdir(parents=True, exist_ok=True, mode=0o700)
-        files: dict[str, Any] = {}
+        files: dict[str, Entry] = {}
         for part, tensors in parts.items():
             mine = {name: tensor for name, tensor in tensors if tensor is not None}
             if part == self.weights:
@@ -238,19 +227,20 @@ class Checkpoints:
         return files
 
     def _publish(
-        self, aside: Path, final: Path, files: dict[str, Any], parts: dict[str, list[Any]], state: dict[str, Any]
+        self, aside: Path, final: Path, files: dict[str, Entry], parts: dict[str, list[Any]], state: dict[str, Any]
     ) -> None:
         texts = {**self.describe, "state.json": json.dumps(state, indent=2)}
         if self.writers > 1:
-            texts.update({f"{part}.safetensors.index.json": index_of(aside, part) for part in parts})
+            texts.update({f"{part}.safetensors.index.json": TensorFolder(aside, part).index() for part in parts})
         for name, text in texts.items():
-            files[name] = write_file(aside / name, text.encode())
-        write_file(aside / MANIFEST, json.dumps({"files": files}, indent=2).encode())
-        fsync_folder(aside)
+            write_whole(aside / name, text)
+            files[name] = manifest_entry(aside / name)
+        write_whole(aside / MANIFEST, json.dumps({"files": files}, indent=2))
+        fsync(aside)
         if not self.may_publish():
             raise OSError("the run folder has another owner now")
         aside.rename(final)
-        fsync_folder(self.folder)
+        fsync(self.folder)
         try:
             self._prune()
         except OSError as error:  # the new checkpoint stands
@@ -262,8 +252,5 @@ class Checkpoints:
         bests = {read_state(path).get("best_step") for path in paths[-self.keep :]}
         for path in paths[: -self.keep]:
             if step_of(path) not in bests:
-                hidden = path.with_name(
-                    f".{path.name}"
-                )  # a kill amid the removal leaves an orphan, not half a checkpoint
-                path.rename(hidden)
-                shutil.rmtree(hidden)
+                # Hidden first: a kill amid the removal leaves an orphan, not half a checkpoint.
+                shutil.rmtree(path.rename(path.with_name(f".{path.name}")))

@@ -13,12 +13,13 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from distft.errors import EXIT_FAILED, ConfigError
 from distft.runtime import slurm
 from distft.runtime.env import Job
+from distft.runtime.files import write_whole
 
 FILE = "owner.json"
 BEAT_S = 2.0
@@ -28,26 +29,70 @@ FENCE_S = 3 * BEAT_S
 """How long a new owner waits for one whose heart still beats to find that it is none any more."""
 
 
+@dataclass(frozen=True)
+class Card:
+    """The owner as it stands in the run folder."""
+
+    host: str
+    pid: int
+    job: str | None
+    since: str
+    token: str
+    """Of this owner alone: one that is taken over from finds another."""
+    process: str | None
+    released: bool = False
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "Card | None":
+        """None where there is none, or none that can be read."""
+        try:
+            saved = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
+            return cls(**{part.name: saved[part.name] for part in fields(cls) if part.name in saved})
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def describe(self) -> str:
+        job = f"job {self.job}, " if self.job else ""
+        return f"{job}process {self.pid} on {self.host}, started {self.since}"
+
+    def is_here(self) -> bool:
+        """Whether its process would be seen from here."""
+        here, there = str(_process(os.getpid())).split(), str(self.process).split()
+        return here[:2] == there[:2]
+
+    def is_here_and_alive(self) -> bool:
+        """Whether its process runs, and can be reached by a signal from here."""
+        return self.is_here() and self.process == _process(self.pid)
+
+    def seems_alive(self, run_dir: Path) -> bool:
+        """Whether its process runs: seen from here, or by a heartbeat."""
+        if self.released:
+            return False
+        if self.is_here():
+            return self.is_here_and_alive()
+        return time.time() - (run_dir / FILE).stat().st_mtime < STALE_S
+
+
 class Owner:
     """This process as the owner of `run_dir`, from `claim` to `release`."""
 
     def __init__(self, run_dir: Path, job: Job | None):
         self.file = run_dir / FILE
         self.run_dir = run_dir
-        self.card = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "job": job.id if job else None,
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "token": uuid.uuid4().hex,
-            "process": _process(os.getpid()),
-        }
+        self.card = Card(
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            job=job.id if job else None,
+            since=time.strftime("%Y-%m-%d %H:%M:%S"),
+            token=uuid.uuid4().hex,
+            process=_process(os.getpid()),
+        )
         self._released = threading.Event()
 
-    def other(self) -> dict[str, Any] | None:
+    def other(self) -> Card | None:
         """The card of another owner that is alive; None: the folder is free."""
-        owner = read(self.run_dir)
-        return owner if owner is not None and not owner.get("released") and self._is_alive(owner) else None
+        owner = Card.read(self.run_dir)
+        return owner if owner is not None and not owner.released and self._is_alive(owner) else None
 
     def claim(self) -> str | None:
         """Takes the folder. Returns a sentence about a dead owner that it was taken from, if there was one.
@@ -57,27 +102,27 @@ class Owner:
         with _alone(self.run_dir):
             if (other := self.other()) is not None:
                 raise ConfigError(
-                    f"name: run folder must have one owner, {self.run_dir} belongs to {describe(other)}; "
+                    f"name: run folder must have one owner, {self.run_dir} belongs to {other.describe()}; "
                     "wait for it to end, or give another name="
                 )
-            dead = read(self.run_dir)
-            dead = None if dead is None or dead.get("released") else dead
-            maybe_beats = dead is not None and not _is_here(dead) and self._age() < STALE_S
+            dead = Card.read(self.run_dir)
+            dead = None if dead is None or dead.released else dead
+            maybe_beats = dead is not None and not dead.is_here() and self._age() < STALE_S
             self._write(self.card)
         if maybe_beats:  # on a node that Slurm has given up on: until it finds that it is none any more
             time.sleep(FENCE_S)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
-        return f"the run folder is taken over from {describe(dead)}, which is gone" if dead else None
+        return f"the run folder is taken over from {dead.describe()}, which is gone" if dead else None
 
     def is_mine(self) -> bool:
-        owner = read(self.run_dir)
-        return owner is not None and owner["token"] == self.card["token"]
+        owner = Card.read(self.run_dir)
+        return owner is not None and owner.token == self.card.token
 
     def release(self) -> None:
         """Tells others at once that this process is done with the folder."""
         self._released.set()
         if self.is_mine():
-            self._write({**self.card, "released": True})
+            self._write(replace(self.card, released=True))
 
     def _beat(self) -> None:
         while not self._released.wait(BEAT_S):
@@ -87,13 +132,13 @@ class Owner:
                     os._exit(EXIT_FAILED)
                 os.utime(self.file)
 
-    def _is_alive(self, owner: dict[str, Any]) -> bool:
-        if _is_here(owner):
-            return is_here_and_alive(owner)
-        if owner["job"] is not None:
-            if owner["job"] == self.card["job"]:  # this job's last incarnation: Slurm has given up on it
+    def _is_alive(self, owner: Card) -> bool:
+        if owner.is_here():
+            return owner.is_here_and_alive()
+        if owner.job is not None:
+            if owner.job == self.card.job:  # this job's last incarnation: Slurm has given up on it
                 return False
-            state = slurm.job_state(owner["job"])
+            state = slurm.job_state(owner.job)
             if state is not None:
                 return state in slurm.HOLDS_NODES
         return self._age() < STALE_S
@@ -105,54 +150,18 @@ class Owner:
         os.utime(now)
         return now.stat().st_mtime - self.file.stat().st_mtime
 
-    def _write(self, card: dict[str, Any]) -> None:
-        aside = self.file.with_name(f".{FILE}.{self.card['token']}")
-        aside.write_text(json.dumps(card))
-        aside.replace(self.file)
-
-
-def read(run_dir: Path) -> dict[str, Any] | None:
-    """The owner's card; None where there is none, or none that can be read."""
-    try:
-        card = json.loads((run_dir / FILE).read_text())
-        return card if card["token"] and "process" in card and "job" in card else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return None
-
-
-def is_here_and_alive(card: dict[str, Any]) -> bool:
-    """Whether a card's process runs, and can be reached by a signal from here."""
-    return _is_here(card) and card["process"] == _process(card["pid"])
-
-
-def seems_alive(card: dict[str, Any], run_dir: Path) -> bool:
-    """Whether a card's process runs: seen from here, or by a heartbeat."""
-    if card.get("released"):
-        return False
-    if _is_here(card):
-        return is_here_and_alive(card)
-    return time.time() - (run_dir / FILE).stat().st_mtime < STALE_S
-
-
-def describe(owner: dict[str, Any]) -> str:
-    job = f"job {owner['job']}, " if owner["job"] else ""
-    return f"{job}process {owner['pid']} on {owner['host']}, started {owner['since']}"
+    def _write(self, card: Card) -> None:
+        write_whole(self.file, json.dumps(asdict(card)))
 
 
 def _process(pid: int) -> str | None:
     """What no other process ever has: boot, process namespace, id and start time; None: there is no such process."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if fields[0] == "Z" else f"{boot} {Path('/proc/self/ns/pid').readlink()} {pid} {fields[19]}"
     except OSError:
         return None
-
-
-def _is_here(owner: dict[str, Any]) -> bool:
-    """Whether the owner's process would be seen from here."""
-    here, there = str(_process(os.getpid())).split(), str(owner["process"]).split()
-    return here[:2] == there[:2]
 
 
 @contextlib.contextmanager

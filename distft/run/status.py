@@ -8,6 +8,7 @@ from typing import Literal
 
 from distft.errors import DistftError
 from distft.runtime.env import Job
+from distft.runtime.files import write_whole
 
 FILE = "status.json"
 EXCLUDED_AT = 2
@@ -47,16 +48,14 @@ class Status:
     def read(cls, run_dir: Path) -> "Status":
         """The status of a run; a fresh one where there is none that can be read."""
         try:
-            saved = json.loads((run_dir / FILE).read_text())
+            saved = json.loads((run_dir / FILE).read_text(encoding="utf-8"))
             return cls(**{part.name: saved[part.name] for part in fields(cls) if part.name in saved})
         except (OSError, ValueError, TypeError):
             return cls()
 
     def write(self, run_dir: Path) -> None:
         self.updated = time.time()
-        aside = run_dir / f".{FILE}"
-        aside.write_text(json.dumps(asdict(self), indent=1))
-        aside.replace(run_dir / FILE)
+        write_whole(run_dir / FILE, json.dumps(asdict(self), indent=1))
 
 
 def begin_start(run_dir: Path, job: Job | None, *, newest_step: int, max_restarts: int) -> None:

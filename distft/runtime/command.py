@@ -12,11 +12,18 @@ from distft.errors import EXIT_FAILED, EXIT_OK, ConfigError, DistftError
 
 def run_command(main: Callable[[list[str]], None]) -> NoReturn:
     """Runs `main(argv)` and ends the process: 0 done, 2 wrong config or data, 75 stopped with a checkpoint, 1 else."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        # In an ASCII locale whose UTF-8 mode is switched off, no path with other letters can be opened at all.
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     leave(exit_code(lambda: main(sys.argv[1:])))
 
 
 def exit_code(work: Callable[[], object]) -> int:
     """Runs `work()`; prints what went wrong, and returns the exit code that says so."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a Slurm log in an ASCII locale must not end a run
+            stream.reconfigure(errors="backslashreplace")
     try:
         work()
     except DistftError as error:

@@ -1,11 +1,20 @@
-"""Files and folders that others read while they are written: whole at every instant, or not there."""
+"""Files and folders that others read while they are written: whole at every instant, or not there.
 
+What is being written stands beside its place under a name of its own, so that writers at the same time do not meet. A
+killed one leaves it there: `sweep` removes what nobody has touched for an hour.
+"""
+
+import contextlib
+import glob
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+DEAD_S = 3600.0
+"""What is unfinished and untouched for so long is of a writer that was killed."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -14,46 +23,69 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
     Raises OSError, and then leaves the old file as it was.
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    aside = _aside(path)
     try:
         with aside.open("wb") as opened:
-            opened.write(content.encode() if isinstance(content, str) else content)
+            opened.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             opened.flush()
-            os.fsync(opened.fileno())
+            os.fsync(opened.fileno())  # without it a crash after the rename may leave an empty file
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
 
 
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+@contextlib.contextmanager
+def whole_folder(path: Path, *, alone: bool = False, replace: bool = False) -> Iterator[Path]:
     """A new folder beside `path` that takes its place at the end of the block, and is removed on any error.
 
-    What stands at `path` is replaced; at no instant is there half a folder. Raises OSError.
+    `alone`: the caller has a lock or owns the place, so what is unfinished there is of the dead and goes at once.
+    `replace`: what stands at `path` makes way; nothing stands there between the two renames, so it must be something
+    that the same command would make again. Raises OSError; FileExistsError where, without `replace`, something other
+    than an empty folder stands at `path` by the end.
     """
-    aside, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{kind}") for kind in ("", ".old"))
+    path = path.resolve()
+    sweep(path.parent, glob.escape(path.name), 0.0 if alone else DEAD_S)
+    aside, old = _aside(path), _aside(path)
     aside.mkdir(parents=True)
     try:
         yield aside
-        fsync_folder(aside)
-        if path.exists():
+        for each in [*aside.rglob("*"), aside]:
+            fsync(each)
+        if replace and path.exists():
             path.rename(old)
         try:
             aside.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
-        fsync_folder(path.parent)
+        except OSError as error:
+            if not path.exists():
+                raise
+            raise FileExistsError(error.errno, error.strerror, str(path)) from error
+        fsync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
-def fsync_folder(folder: Path) -> None:
-    """Makes renames in `folder` last."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sweep(folder: Path, pattern: str = "*", age_s: float = DEAD_S) -> None:
+    """Removes what killed writers left in `folder` of names like `pattern`, once nobody has touched it for `age_s`."""
+    for left in folder.glob(f".{pattern}.{'[0-9a-f]' * 8}.tmp"):
+        with contextlib.suppress(OSError):  # its writer lives and is done; or it cannot be removed, and harms nobody
+            touched = max(each.lstat().st_mtime for each in [left, *left.rglob("*")])
+            if time.time() - touched < age_s:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def fsync(path: Path) -> None:
+    """Makes a file's content outlast a crash of the machine, or the renames in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")

@@ -6,6 +6,7 @@ of them hangs and all others wait for it, in a collective that would time out ha
 
 import contextlib
 import faulthandler
+import inspect
 import json
 import os
 import sys
@@ -18,15 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 
+import distft
 from distft.errors import EXIT_FAILED
+from distft.runtime.files import write_whole
 from distft.runtime.group import Group
 
 Told = Callable[[str, list[str]], None]
 
 GRACE_S = 4.0
 """Ranks come to see a hang within a poll of each other."""
-WAITS = (f"{os.sep}torch{os.sep}distributed{os.sep}", f"{os.sep}runtime{os.sep}group.py")
+OURS = str(Path(distft.__file__).parent) + os.sep
+WAITS = (str(Path(torch.distributed.__file__).parent) + os.sep, inspect.getfile(Group))
 """A rank that stands in such a file waits for others."""
 
 
@@ -51,7 +56,7 @@ class Watchdog:
         self._group, self._folder, self._after_s, self._told = group, folder, after_s, told
         self._nodes: list[str] = group.gather(group.ranks.node)
         self._done = threading.Event()
-        self._stacks = (folder / f".stacks-rank-{group.ranks.global_rank:05d}").open("w")
+        self._stacks = (folder / f".stacks-rank-{group.ranks.global_rank:05d}").open("w", encoding="utf-8")
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def close(self) -> None:
@@ -76,7 +81,7 @@ class Watchdog:
     def _report(self) -> None:
         rank = self._group.ranks.global_rank
         Path(self._stacks.name).rename(self._folder / f"hang-rank-{rank:05d}.txt")
-        (self._folder / f"hang-rank-{rank:05d}.json").write_text(json.dumps(where()))
+        write_whole(self._folder / f"hang-rank-{rank:05d}.json", json.dumps(where()))
         if torch.cuda.is_available():
             (self._folder / f"hang-rank-{rank:05d}.collectives.json").write_bytes(flight_record())
         time.sleep(GRACE_S)
@@ -86,7 +91,7 @@ class Watchdog:
             sentence, suspects = summarise(standing, self._nodes, self._after_s)
             self._told(sentence, sorted({self._nodes[suspect] for suspect in suspects}))
             print(f"error: {sentence}; stacks of all ranks: {self._folder}/hang-rank-*", file=sys.stderr, flush=True)
-            summary.write_text(sentence + "\n")
+            write_whole(summary, sentence + "\n")
         else:  # the first rank that ends takes all others with it
             end = time.monotonic() + 2 * GRACE_S
             while time.monotonic() < end and not (summary.exists() and _age(summary) < 2 * GRACE_S):
@@ -96,7 +101,7 @@ class Watchdog:
         standing = {}
         for file in self._folder.glob("hang-rank-*.json"):
             if _age(file) < 5 * GRACE_S and file.stem.removeprefix("hang-rank-").isdigit():
-                standing[int(file.stem.removeprefix("hang-rank-"))] = json.loads(file.read_text())
+                standing[int(file.stem.removeprefix("hang-rank-"))] = json.loads(file.read_text(encoding="utf-8"))
         return standing
 
 
@@ -112,11 +117,11 @@ def where() -> dict[str, Any]:
     """Where the main thread stands: its innermost call in distft, and whether it waits for other ranks there."""
     frame = sys._current_frames()[threading.main_thread().ident or 0]
     stack = traceback.extract_stack(frame)
-    ours = [call for call in stack if f"{os.sep}distft{os.sep}" in call.filename]
+    ours = [call for call in stack if call.filename.startswith(OURS)]
     at = (ours or list(stack))[-1]
     return {
         "at": f"{Path(at.filename).name}:{at.lineno} {at.name}",
-        "waits": any(part in call.filename for call in stack[-8:] for part in WAITS),
+        "waits": any(call.filename.startswith(WAITS) for call in stack[-8:]),
     }
 
 

@@ -75,9 +75,6 @@ def start(global_rank: int) -> None:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a Slurm log in an ASCII locale must not end a run
-            stream.reconfigure(errors="backslashreplace")
     _replace(Console, Console(logging.INFO if global_rank == 0 else logging.ERROR))
     logging.getLogger().setLevel(logging.INFO)
     logging.getLogger("distft").setLevel(logging.DEBUG)
@@ -89,7 +86,7 @@ def to_folder(run_dir: Path, global_rank: int) -> None:
     """Write everything to `<run_dir>/logs/rank-%05d.log` besides, from here on."""
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    file = RankFile(folder / f"rank-{global_rank:05d}.log", encoding="utf-8")
+    file = RankFile(folder / f"rank-{global_rank:05d}.log", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     _replace(RankFile, file)
     _adopt()

@@ -15,7 +15,7 @@ GONE = "GONE"
 def ask(*command: str) -> str | None:
     """What `command` prints; None where it is not installed, fails, or the controller does not answer."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if "Invalid job id" in done.stderr:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from distft.config import schema
+from distft.data.prepare import prepare
 from distft.errors import ConfigError, DistftError
+from distft.task import build as tasks
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ PROSE = "The quick brown fox jumps over the lazy dog. 1 + 1 = 2, and water boils
 
 
 @dataclass
-class Report:
+class ParityReport:
     """What was compared, and how near it was."""
 
     tokens: int
@@ -41,12 +43,12 @@ class Report:
         ] + [f"on {self.tokens} real tokens, in float32"]
 
 
-class Agreement:
+class Parity:
     """The trained model's logits, remembered, and all that is compared with them."""
 
     def __init__(self, rows: list[Tensor], trained: nn.Module):
         self._rows, self._reference = rows, logits(trained, rows)
-        self.report = Report(sum(row.numel() for row in rows))
+        self.report = ParityReport(sum(row.numel() for row in rows))
 
     def require(self, model: nn.Module, what: str, tolerance: float) -> None:
         """Raises DistftError where `model` is further from the trained one than `tolerance`."""
@@ -57,7 +59,7 @@ class Agreement:
         pairs = list(zip(self._rows, ours, self._reference, strict=True))
         loss = torch.cat([(losses(a, row) - losses(b, row)).abs() for row, a, b in pairs]).mean().item()
         self.report.differences.append((what, relative, loss))
-        if not relative <= tolerance:  # NaN is no agreement
+        if not relative <= tolerance:  # NaN is no parity
             raise DistftError(
                 f"export: {what} must agree with the trained model, its logits differ by {relative:.1e} of their size "
                 f"(allowed {tolerance:.0e}), losses by {loss:.1e} on average; nothing was exported"
@@ -66,9 +68,6 @@ class Agreement:
 
 def check_rows(config: schema.Config, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any] | None) -> list[Tensor]:
     """The first tokens of a few held-out documents; where the data is not there, of a sentence."""
-    from distft.data.prepare import prepare
-    from distft.task import build as tasks
-
     try:
         prepared = prepare(config.data, tasks.build(config.task).reader(tokenizer, config.data, facts))
     except ConfigError as error:

@@ -2,51 +2,57 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-from distft.config.schema import Evaluation
-from distft.engine.seam import Engine
-from distft.runtime.group import Group
+from distft.runtime.files import write_whole
+from distft.session.session import Session
+from distft.session.task_data import TaskData
 from distft.task.generate import Prompts
 from distft.tracking.seam import Sample
 
+FILE = "samples.json"
 
-class Samples:
-    """The replies before training are kept in the run folder: a resumed run has no untrained model to ask.
+
+class Replies:
+    """The model's replies to the first `evaluation.samples` held-out chats; none without a chat template.
 
     Every rank calls every method: a sharded model replies on all of them.
     """
 
-    def __init__(
-        self, engine: Engine, chats: list[list[dict]], tokenizer: Any, settings: Evaluation, folder: Path, group: Group
-    ):
-        self.engine, self.tokenizer, self.group = engine, tokenizer, group
-        self.chats = chats[: settings.samples] if tokenizer.chat_template else []
+    def __init__(self, session: Session, data: TaskData):
+        self.session, self.tokenizer = session, data.tokenizer
+        settings = session.config.evaluation
+        self.chats = data.prepared.prompts[: settings.samples] if data.tokenizer.chat_template else []
         self.max_new_tokens = settings.max_new_tokens
-        self.file = folder / "samples.json"
 
-    def before(self) -> None:
-        replies = self.replies()
-        if self.group.ranks.is_main and self.chats:
-            self.file.write_text(json.dumps(replies))
-
-    def after(self) -> list[Sample]:
-        replies = self.replies()
-        before = json.loads(self.file.read_text()) if self.file.exists() else [""] * len(replies)
-        return [
-            Sample(chat[-2]["content"], chat[-1]["content"], first, then)
-            for chat, first, then in zip(self.chats, before, replies, strict=True)
-        ]
-
-    def replies(self) -> list[str]:
+    def now(self) -> list[str]:
         """What the model says now."""
         if not self.chats:
             return []
+        tokenizer = self.tokenizer
         ids = [
-            self.tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, return_dict=False)
+            tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, return_dict=False)
             for chat in self.chats
         ]
-        prompts = Prompts(ids, self.max_new_tokens, [self.tokenizer.eos_token_id], self.tokenizer.pad_token_id)
+        prompts = Prompts(ids, self.max_new_tokens, [tokenizer.eos_token_id], tokenizer.pad_token_id)
+        replies = self.session.engine.generate(prompts)
+        return [tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in replies]
+
+    def keep(self, run: Path) -> None:
+        """Keeps today's replies in the run folder: a resumed run has no untrained model to ask."""
+        replies = self.now()
+        if self.session.group.ranks.is_main and self.chats:
+            write_whole(run / FILE, json.dumps(replies))
+
+    def beside_kept(self, run: Path) -> list[Sample]:
+        """Today's replies beside those that were kept."""
+        now = self.now()
+        file = run / FILE
+        before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else [""] * len(now)
+        return self.compared(before, now)
+
+    def compared(self, before: list[str], after: list[str]) -> list[Sample]:
+        """Two replies to each chat beside its last message, the reference."""
         return [
-            self.tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in self.engine.generate(prompts)
+            Sample(chat[-2]["content"], chat[-1]["content"], first, then)
+            for chat, first, then in zip(self.chats, before, after, strict=True)
         ]

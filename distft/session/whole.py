@@ -12,12 +12,13 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from distft.config import schema
 from distft.errors import ConfigError
 from distft.model import load
-from distft.model.adapter import attach as adapter
 from distft.model.adapter import saved
 from distft.model.architecture import Architecture
 from distft.model.quantize import StoredLinear
 from distft.model.tokenizer import load_tokenizer
-from distft.run.trained import check_same_base, facts_beside, open_weights
+from distft.run.compatible import check_same_base
+from distft.run.tensors import open_weights
+from distft.run.weights import facts_beside
 from distft.task import build as tasks
 
 
@@ -51,7 +52,7 @@ def load_trained(run: Path, config: schema.Config, weights: Path) -> Trained:
     check_same_base(run, loaded.identity)
     parameters = saved.trainable(loaded.model)
     tensors = open_weights(weights, saved.weights_file(loaded.model), parameters, saved.beside(loaded.model).names)
-    changes = adapter.changes_base(config.adapter)
+    changes = config.adapter.traits.changes_base
     start = {name: p.detach().clone() for name, p in parameters.items()} if changes else {}
     for name, parameter in parameters.items():
         value = tensors.read(name)

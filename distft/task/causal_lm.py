@@ -40,7 +40,7 @@ class CausalLmTask:
         return CausalLM(loaded.model, loaded.compute_dtype, measures_greedy=self.config.exact_match)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS if self.config.exact_match else ()
+        return self.config.traits.metrics if self.config.exact_match else ()
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         right, count = np.array([outputs[i] for i in sorted(outputs)]).T

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 
-COLUMNS = CausalLm.FORMATS
+COLUMNS = CausalLm.traits.formats
 
 SENTINEL = "\ue0d1"  # private use: no template writes it
 # Llama 3.2 and gpt-oss write today's date: the same rows would be other tokens tomorrow, after a restart.

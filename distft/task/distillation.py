@@ -46,12 +46,12 @@ class DistillationTask:
         return Distillation(loaded, self.config)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS
+        return self.config.traits.metrics
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         """Means over all supervised tokens, as the loss is."""
         totals = np.sum([outputs[i] for i in sorted(outputs)], axis=0) / held_out.num_targets
-        return Scores(dict(zip(self.config.METRICS, totals.tolist(), strict=True)))
+        return Scores(dict(zip(self.config.traits.metrics, totals.tolist(), strict=True)))
 
 
 def require_same_vocabulary(student: PreTrainedTokenizerFast, teacher: PreTrainedTokenizerFast) -> None:
@@ -191,7 +191,10 @@ def _precompute(config: schema.Distillation, vocabulary: int, teacher: Loaded, t
             f"predictions, got {top_k}; set task.top_k=64"
         )
     depends_on = [config.temperature, top_k, config.teacher.model_dump(mode="json"), teacher.identity["digest"]]
-    depends_on += [str(teacher.compute_dtype), Path(__file__).read_text(), Path(divergence.__file__).read_text()]
+    depends_on += [
+        str(teacher.compute_dtype),
+        *(Path(each).read_text(encoding="utf-8") for each in (__file__, divergence.__file__)),
+    ]
     key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:16]
     columns = {"ids": ("int32", top_k), "log_probabilities": ("float32", top_k + 1)}
     return Precompute(f"teacher-{key}", columns, take)

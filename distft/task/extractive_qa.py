@@ -45,7 +45,7 @@ class Questions:
 
     @property
     def formats(self) -> Mapping[str, tuple[str, ...]]:
-        return self.config.FORMATS
+        return self.config.traits.formats
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class ExtractiveQaTask:
         return SpanScorer(loaded.model, loaded.compute_dtype, facts)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS
+        return self.config.traits.metrics
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         exact, f1 = [], []

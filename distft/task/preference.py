@@ -28,7 +28,7 @@ class PreferenceTask:
         self.config = config
 
     def reader(self, tokenizer: PreTrainedTokenizerFast, data: schema.Data, facts: dict[str, Any] | None) -> Pairs:
-        return Pairs(tokenizer, data, self.config.FORMATS)
+        return Pairs(tokenizer, data, self.config.traits.formats)
 
     def architecture(self, facts: dict[str, Any]) -> Architecture:
         return CAUSAL
@@ -37,7 +37,7 @@ class PreferenceTask:
         return Preference(loaded.model, loaded.compute_dtype, self.config)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS
+        return self.config.traits.metrics
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         return margin_scores(outputs)

@@ -126,7 +126,7 @@ class RelationExtractionTask:
     def reader(
         self, tokenizer: PreTrainedTokenizerFast, data: schema.Data, facts: dict[str, Any] | None
     ) -> MarkedSpans:
-        reader = MarkedSpans(tokenizer, data, self.config.FORMATS)
+        reader = MarkedSpans(tokenizer, data, self.config.traits.formats)
         return reader if facts is None else replace(reader, labels=tuple(facts["labels"]), known=True)
 
     def architecture(self, facts: dict[str, Any]) -> Architecture:
@@ -137,7 +137,7 @@ class RelationExtractionTask:
         return RelationClassifier(loaded.model, loaded.compute_dtype, facts)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS
+        return self.config.traits.metrics
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         everyone = range(held_out.num_documents)

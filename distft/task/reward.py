@@ -28,7 +28,7 @@ class RewardTask:
 
     def reader(self, tokenizer: PreTrainedTokenizerFast, data: schema.Data, facts: dict[str, Any] | None) -> Pairs:
         # Facts put the model's config beside the adapter: its head has one output, which no base says.
-        return Pairs(tokenizer, data, self.config.FORMATS, {"labels": [NAME]})
+        return Pairs(tokenizer, data, self.config.traits.formats, {"labels": [NAME]})
 
     def architecture(self, facts: dict[str, Any]) -> Architecture:
         names, heads = class_names([NAME]), ("score", "pre_classifier", "classifier")
@@ -38,7 +38,7 @@ class RewardTask:
         return Reward(loaded.model, loaded.compute_dtype, facts)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS
+        return self.config.traits.metrics
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         return margin_scores(outputs)

@@ -23,7 +23,7 @@ class Scores:
     """What an evaluation says."""
 
     numbers: dict[str, float]
-    """By the names in the task's METRICS, for the evaluation's row."""
+    """By the names in the task's `traits.metrics`, for the evaluation's row."""
     files: dict[str, str] = field(default_factory=dict)
     """Pages for the run folder, by name: a confusion matrix, say."""
 
@@ -44,7 +44,7 @@ class Task(Protocol):
         ...
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        """Those of the section's METRICS that there are for this data."""
+        """Those of the section's `traits.metrics` that there are for this data."""
         ...
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:

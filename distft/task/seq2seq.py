@@ -45,7 +45,7 @@ class SourceTarget:
 
     @property
     def formats(self) -> Mapping[str, tuple[str, ...]]:
-        return self.config.FORMATS
+        return self.config.traits.formats
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Seq2SeqTask:
         return EncoderDecoder(loaded.model, loaded.compute_dtype, facts, self.config)
 
     def metrics(self, facts: dict[str, Any]) -> tuple[str, ...]:
-        return self.config.METRICS
+        return self.config.traits.metrics
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         assert self.tokenizer is not None

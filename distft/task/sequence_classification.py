@@ -36,13 +36,13 @@ class SequenceClassificationTask:
     def reader(
         self, tokenizer: PreTrainedTokenizerFast, data: schema.Data, facts: dict[str, Any] | None
     ) -> LabelledTexts:
-        reader = LabelledTexts(tokenizer, data, self.config.FORMATS, self.config.kind)
+        reader = LabelledTexts(tokenizer, data, self.config.traits.formats, self.config.kind)
         if facts is None:
             return reader
         return LabelledTexts(
             tokenizer,
             data,
-            self.config.FORMATS,
+            self.config.traits.formats,
             self.config.kind,
             facts["kind"],
             tuple(facts["labels"]),

@@ -59,7 +59,7 @@ class TaggedWords:
 
     @property
     def formats(self) -> Mapping[str, tuple[str, ...]]:
-        return self.config.FORMATS
+        return self.config.traits.formats
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from distft.tracking.fan_out import FanOut, NullTracker
 from distft.tracking.seam import Tracker
 
 
-def build(tracking: schema.NoTracking | schema.Wandb | schema.Tensorboard, *, global_rank: int) -> Tracker:
+def build(tracking: schema.AnyTracking, *, global_rank: int) -> Tracker:
     """The tracker of this rank: a fan-out on rank 0, a null object on all others."""
     if global_rank != 0:
         return NullTracker()

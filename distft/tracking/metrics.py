@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from distft.errors import DistftError
+from distft.runtime.files import write_whole
 from distft.tracking.seam import Lines, Row, RunInfo, Summary
 
 FILE = "metrics.jsonl"
@@ -27,7 +27,7 @@ class MetricsFile:
         path = info.run_dir / FILE
         try:
             rows = list(read(path, last_step=info.first_step)) if info.first_step else []
-            _rewrite(path, rows)
+            write_whole(path, "".join(map(encode, rows)))
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise _unwritable(path, error) from error
@@ -92,15 +92,6 @@ def _plain(value: Any) -> Any:
     """A Python scalar of a tensor's or an array's only element; None where it is not finite."""
     value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _rewrite(path: Path, rows: list[Row]) -> None:
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.writelines(encode(row) for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _unwritable(path: Path, error: OSError) -> DistftError:

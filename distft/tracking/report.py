@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from distft.runtime.files import write_whole
 from distft.tracking import metrics
 from distft.tracking.seam import Lines, Row, RunInfo, Sample, Summary
 
@@ -62,11 +63,8 @@ class Report:
         self._write(summary)
 
     def _write(self, summary: Summary | None) -> None:
-        path = self._info.run_dir / FILE
         rows = list(metrics.read(self._info.run_dir / metrics.FILE))
-        aside = path.with_name(path.name + ".tmp")
-        aside.write_text(page(self._info, rows, summary), encoding="utf-8")
-        aside.replace(path)
+        write_whole(self._info.run_dir / FILE, page(self._info, rows, summary))
 
 
 def page(info: RunInfo, rows: list[Row], summary: Summary | None = None) -> str:

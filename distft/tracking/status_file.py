@@ -10,6 +10,8 @@ from distft.tracking.seam import Row, RunInfo, Summary
 
 SECONDS = 2.0
 """Least time between two writes."""
+SHARE_OF_TIME = 0.02
+"""Most of the run's time that may go into writing: fsync waits for what a checkpoint's thread writes to the disk."""
 
 
 class StatusFile:
@@ -35,13 +37,15 @@ class StatusFile:
             self._status.step, self._status.loss = row["step"], row["loss"]
             self._status.tokens_per_second = row["tokens_per_second"]
             self._status.seconds_left = (self._num_steps - row["step"]) * (now - began) / max(1, row["step"] - step)
-        if time.monotonic() - self._written > SECONDS:
+        if time.monotonic() >= self._next_write:
             self._write()
 
     def close(self, summary: Summary) -> None:
         self._write()  # how it ended is the run folder's to note: a run may end without a tracker
 
     def _write(self) -> None:
-        self._written = time.monotonic()
+        begin = time.monotonic()
         with contextlib.suppress(OSError):  # a disk that is full now may not be at the next write
             self._status.write(self._run_dir)
+        end = time.monotonic()
+        self._next_write = end + max(SECONDS, (end - begin) / SHARE_OF_TIME)

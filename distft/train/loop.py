@@ -3,12 +3,13 @@
 import math
 import resource
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 
-from distft.config.schema import LOWER_IS_BETTER, Config
+from distft.config.schema import Config
 from distft.data.loader import Loader
 from distft.engine.optim import learning_rate
 from distft.engine.schedule import Schedule
@@ -46,7 +47,7 @@ class Progress:
     """Parameters that had none in the first steps; null: not looked at, or done."""
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> "Progress":
+    def of(cls, state: Mapping[str, Any]) -> "Progress":
         """From a checkpoint's `state.json`."""
         return cls(**{part.name: state[part.name] for part in fields(cls)})
 
@@ -68,7 +69,7 @@ class Run:
     stop: StopFlag
     progress: Progress
     data_digest: str
-    """Identity of the tokenised data, both sides."""
+    """Identity of the tokenised data, both splits."""
     facts: dict[str, Any]
     """What `state.json` says besides the progress."""
 
@@ -166,12 +167,12 @@ def _evaluate(run: Run) -> bool:
     due = progress.step == 0 or _is_done(run) or (every is not None and progress.step % every == 0)
     if not due or run.held_out is None or progress.evaluated_at == progress.step:
         return False
-    scores = run.held_out.score(run.engine, run.group, run.stop)
+    scores = run.held_out.score()
     if scores is None:
         return True
     numbers = dict(scores.numbers)
     for name, rows in run.earlier.items():
-        again = rows.score(run.engine, run.group, run.stop)
+        again = rows.score()
         if again is None:
             return True
         numbers |= forgetting.named(name, again.numbers)
@@ -179,7 +180,7 @@ def _evaluate(run: Run) -> bool:
     run.tracker.log({"step": progress.step, "split": "eval", **numbers})
     if run.group.ranks.is_main:
         write_files(scores, run.checkpoints.folder.parent)
-    if _is_best(progress, run.config.evaluation.metric, scores.numbers):
+    if _is_best(progress, run.config, scores.numbers):
         progress.best_step, progress.without_progress = progress.step, 0
         if progress.step > 0 and every is not None:
             save(run)
@@ -188,14 +189,15 @@ def _evaluate(run: Run) -> bool:
     return False
 
 
-def _is_best(progress: Progress, metric: str, numbers: dict[str, float]) -> bool:
+def _is_best(progress: Progress, config: Config, numbers: dict[str, float]) -> bool:
     """Notes the metric's value if it is the best so far. One that is not finite never is."""
+    metric, better = config.evaluation.metric, config.task.traits.is_better
     value = numbers[metric]
     if progress.best_of != metric:  # another one may be asked for when a run goes on
         progress.best_of, progress.best = metric, None
     if math.isnan(value):
         return False
-    if progress.best is not None and (value >= progress.best if metric in LOWER_IS_BETTER else value <= progress.best):
+    if progress.best is not None and not better(metric, value, progress.best):
         return False
     progress.best = value
     return True

@@ -2,35 +2,28 @@
 
 from pathlib import Path
 
-from distft.config.schema import Config
+from distft.config.schema import engine_for
 from distft.data.loader import Loader
 from distft.data.prepare import Prepared
 from distft.model.load import Loaded
-from distft.runtime.group import Group
+from distft.session.session import Session
+from distft.tracking.seam import Lines
 
 
-def describe_run(
-    config: Config,
-    group: Group,
-    loaded: Loaded,
-    loader: Loader,
-    prepared: Prepared,
-    folder: Path,
-    checkpoint: Path | None,
-) -> list[tuple[str, str]]:
+def describe_run(session: Session, prepared: Prepared, loader: Loader, folder: Path, checkpoint: Path | None) -> Lines:
     """What will be trained, on what, how and where."""
+    config, loaded, group = session.config, session.loaded, session.group
     data, optim, train, ranks = config.data, config.optim, prepared.train, group.ranks
     compute = _plain(loaded)
     base = f"NF4 over {config.model.dtype}" if config.model.quantization == "nf4" else config.model.dtype
-    if config.adapter.method == "full":
+    if config.adapter.traits.every_weight:
         base = "float32"
     fill = train.num_tokens / (len(loader.row_tokens) * data.max_length)
     held_out = f"{prepared.eval.num_documents:,} documents held out" if prepared.eval else "nothing held out"
     dropped = sum(train.counts.dropped.values())
     replayed = f", {train.counts.replayed:,} of them replayed" if train.counts.replayed else ""
-    engine: str = config.engine.name
-    if engine == "auto":
-        engine = "single (auto)" if ranks.world_size == 1 else "fsdp (auto)"
+    chosen = engine_for(config.engine, ranks.world_size)
+    engine = chosen.name if chosen == config.engine else f"{chosen.name} ({config.engine.name})"
     taught = loaded.teacher
     return [
         ("model", f"{loaded.identity['source']}, kept as {base}, computes in {compute}"),

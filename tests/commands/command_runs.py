@@ -114,7 +114,7 @@ def command(program: str, argv: list[str], sabotage: Callable[[Any], Any] | None
     """`python -m PROGRAM ARGV`, ended as `run_command` would; `sabotage` breaks something and returns the mend."""
     from distft.errors import DistftError
 
-    module = importlib.import_module(program)
+    module = importlib.import_module(f"{program}.command")
     mend = sabotage(module) if sabotage else None
     with _quiet() as (out, err), _same_environment():
         try:

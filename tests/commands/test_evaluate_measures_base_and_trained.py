@@ -43,6 +43,40 @@ def test_a_second_evaluation_gives_the_same_numbers_and_replies(trained, command
     assert not (run / ".evaluation.json").exists()
 
 
+MEETING = """
+import os, pathlib, time
+replace = pathlib.Path.replace
+
+def meet(self, target):
+    if pathlib.Path(target).name == "evaluation.json":
+        pathlib.Path(os.environ["MEETING"], str(os.getpid())).touch()
+        while len(os.listdir(os.environ["MEETING"])) < 2:
+            time.sleep(0.01)
+    return replace(self, target)
+
+pathlib.Path.replace = meet
+"""
+"""In a process's sitecustomize: both evaluations have written what they put aside before either puts it in place."""
+
+
+def test_two_evaluations_at_the_same_time_both_succeed(trained, tmp_path):
+    run = shutil.copytree(trained("lora"), tmp_path / "lora")
+    for folder in ("site", "meeting"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(MEETING)
+    path = os.pathsep.join([str(tmp_path / "site"), str(Path(__file__).parents[2])])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "MEETING": str(tmp_path / "meeting")}
+    both = [
+        subprocess.Popen([sys.executable, "-m", EVALUATE, f"run={run}"], env=env, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    ends = [(process.communicate(timeout=240)[1], process.returncode) for process in both]
+    assert [code for _, code in ends] == [0, 0], ends
+    assert len(list((tmp_path / "meeting").iterdir())) == 2, "both came to the file at the same time"
+    assert [result(run)[part]["loss"] for part in ("base", "trained")] == losses(run)[:: len(losses(run)) - 1]
+    assert not [file for file in run.iterdir() if file.name.startswith(".evaluation")]
+
+
 def test_other_data_is_measured_whole_and_without_the_training_data(trained, command, tmp_path):
     run = shutil.copytree(trained("lora"), tmp_path / "lora")
     command_runs.make_data(tmp_path / "other.jsonl", word="figure")

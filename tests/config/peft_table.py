@@ -2,9 +2,8 @@
 
 import dataclasses
 import enum
-import subprocess
-import sys
 import types
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -21,8 +20,10 @@ from typing import Any, Literal
 
 VERSION = "{version}"
 
+# fmt: off
 PeftMethod = Literal[
-{names}]
+{names}
+]
 """Every method of PEFT but LoRA, which has a section of its own."""
 
 OPTIONS: dict[str, dict[str, Any]] = {{
@@ -36,14 +37,22 @@ def text() -> str:
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     by_name = {kind.value.lower(): config for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    names = "".join(f'    "{name}",\n' for name in sorted(by_name) if name != "lora")
+    names = _lines((f'"{name}"' for name in sorted(by_name) if name != "lora"), indent=4)
     methods = ""
     for name, config in sorted(by_name.items()):
-        lines = "".join(f'        "{key}": {kind},\n' for key, kind in options(config).items())
-        methods += f'    "{name}": {{\n{lines}    }},\n'
-    source = HEAD.format(version=peft.__version__, names=names, methods=methods)
-    form = [sys.executable, "-m", "ruff", "format", "--line-length=120", "-"]
-    return subprocess.run(form, input=source, capture_output=True, text=True, check=True).stdout
+        lines = _lines((f'"{key}": {kind}' for key, kind in options(config).items()), indent=8)
+        methods += f'    "{name}": {{\n{lines}\n    }},\n'
+    return HEAD.format(version=peft.__version__, names=names, methods=methods)
+
+
+def _lines(entries: Iterable[str], indent: int) -> str:
+    """As many entries a line as fit."""
+    lines = [""]
+    for entry in entries:
+        if len(lines[-1]) + len(entry) + 2 > 120 - indent:
+            lines.append("")
+        lines[-1] += f" {entry}," if lines[-1] else f"{entry},"
+    return "\n".join(" " * indent + line for line in lines)
 
 
 def options(config: type) -> dict[str, str]:
@@ -89,4 +98,4 @@ def _quoted(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    PLACE.write_text(text())
+    PLACE.write_text(text(), encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from distft.config.checks import check as checks
+from distft.config.checks import engine as check_engine
 from distft.config.schema import Data
 
 # A course of its own, so that a better shipped recipe changes no test.
@@ -212,7 +213,7 @@ def test_what_needs_a_gpu_is_refused_where_none_is_seen(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     told = problems(*RUN, *words, here=True)
     assert [sentence[: len(expected)] for sentence in told] == [expected]
-    monkeypatch.setattr(checks, "gpu_is_likely", lambda: True)
+    monkeypatch.setattr(check_engine, "gpu_is_likely", lambda: True)
     assert problems(*RUN, *words, here=True) == []
 
 

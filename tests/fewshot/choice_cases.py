@@ -3,9 +3,13 @@
 from typing import Any
 
 from distft.config import schema
-from distft.evaluate.fewshot.compare import Wanted, ask, measure
+from distft.evaluate.fewshot.asked import ask
+from distft.evaluate.fewshot.compare import architecture, chooser, measure
+from distft.evaluate.fewshot.settings import Wanted
 from distft.runtime.group import Group
+from distft.session.session import Session
 
 
 def table(group: Group, config: schema.Config, wanted: Wanted) -> list[dict[str, Any]]:
-    return measure(config, wanted, ask(config, wanted), group)
+    session = Session.start(config, group, architecture(config, wanted), chooser)
+    return [row.content() for row in measure(session, wanted, ask(config, wanted))]

@@ -5,8 +5,8 @@ import pytest
 import task_cases
 from small import MODELS, labelled, write_rows, write_tokenizer
 
-from distft.evaluate.fewshot.compare import Answers, Candidate, Wanted
-from distft.evaluate.fewshot.prompt import Prompt
+from distft.evaluate.fewshot.prompt_template import Prompt
+from distft.evaluate.fewshot.settings import Answers, Wanted
 
 TEXT = "{% for shot in shots %}{{ shot.text }} is {{ shot.answer }} {% endfor %}{{ text }} is"
 WORDS = {"sport": "sun", "news": "blue sky", "art": "never"}
@@ -27,7 +27,7 @@ def make(tmp_path_factory):
         settings = task_cases.config({"name": "causal_lm"}, model, data, engine={"name": engine})
         prompt = Prompt("p.jinja", TEXT, "label", WORDS)
         answers = Answers(words=WORDS, scoring=scoring)
-        return settings, Wanted(prompt, [0, 2], 0, answers, [Candidate("base", None)], False, None)
+        return settings, Wanted(prompt, [0, 2], 0, answers, [], False, None)
 
     return config
 

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM, LlamaCo
 
 from distft.errors import ConfigError
 from distft.evaluate.fewshot.choice import Chooser, check_context
-from distft.evaluate.fewshot.prompt import match, openings, questions
+from distft.evaluate.fewshot.prompt_template import match, openings, questions
 from distft.evaluate.fewshot.tree import longest, trees
 from tests.resume.tiny_run import write_tokenizer
 

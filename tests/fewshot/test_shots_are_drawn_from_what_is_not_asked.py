@@ -8,8 +8,8 @@ import pytest
 from distft.config import schema
 from distft.data.prepare import prepare
 from distft.errors import ConfigError
-from distft.evaluate.fewshot.prompt import Prompt
-from distft.evaluate.fewshot.prompt import check as check_prompt
+from distft.evaluate.fewshot.prompt_template import Prompt
+from distft.evaluate.fewshot.prompt_template import check as check_prompt
 from distft.evaluate.fewshot.rows import draw, read
 from distft.task import build as tasks
 

@@ -8,9 +8,9 @@ from families import FAMILIES
 
 from distft.config import schema
 from distft.config.checks import check as checks
-from distft.config.checks.adapter import UNFIT
 from distft.config.reading.folders import conf_dir
 from distft.config.sections.peft_table import OPTIONS
+from distft.config.sections.peft_traits import UNFIT
 from distft.errors import ConfigError
 from distft.model.adapter import attach as adapter
 from distft.model.load import read_hf_config

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from distft.config.checks.adapter import UNFIT
 from distft.config.reading.folders import conf_dir
 from distft.config.reading.help import header
+from distft.config.sections.peft_traits import UNFIT
 from tests.methods import method_cases as cases
 from tests.methods import methods
 from tests.methods.families import FAMILIES

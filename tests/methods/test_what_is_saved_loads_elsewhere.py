@@ -11,7 +11,6 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from distft.config import schema
-from distft.config.checks.adapter import PROMPTS
 from distft.data import pack
 from distft.data.loader import collate
 from distft.model.adapter import bottleneck, saved
@@ -87,7 +86,7 @@ def test_the_file_gives_the_trained_model_and_switched_off_it_is_the_base(method
     num_virtual = 0
     if (folder / "adapter_model.safetensors").exists():
         model = PeftModel.from_pretrained(base, folder)
-        if config.adapter.method in PROMPTS and config.adapter.method != "prefix_tuning":
+        if config.adapter.method in ("prompt_tuning", "p_tuning"):
             num_virtual = config.adapter.options["num_virtual_tokens"]
     elif config.adapter.method == "bottleneck":
         model = bottleneck.load(base, folder)

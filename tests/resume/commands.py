@@ -1,4 +1,4 @@
-"""`python -m distft.train` in processes forked from one which has imported everything: seconds, not half a minute.
+"""`python -m COMMAND` in processes forked from one which has imported everything: seconds, not half a minute.
 
 A forked process joins its own group, handles its own signals, ends by its own exit code, and can be killed at will.
 """
@@ -9,6 +9,7 @@ import inspect
 import multiprocessing
 import multiprocessing.connection
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -21,12 +22,15 @@ from typing import Any
 COUNTED = (
     "distft.train.loop",
     "distft.run.checkpoints",
-    "distft.run.checkpoint_folder",
+    "distft.run.damage",
+    "distft.run.steps",
+    "distft.run.tensors",
     "distft.data.loader",
     "distft.engine.single",
     "distft.engine.fsdp",
     "distft.engine.zero",
     "distft.run.folder",
+    "distft.runtime.files",
     "distft.runtime.group",
     "distft.tracking.metrics",
 )
@@ -51,9 +55,9 @@ class Ended:
 
 
 class Command:
-    """A training that runs: one process a rank."""
+    """`python -m PROGRAM WORDS` that runs: one process a rank."""
 
-    def __init__(self, context: Any, folder: Path, words: list[str], world_size: int, hook: Hook | None):
+    def __init__(self, context: Any, folder: Path, program: str, words: list[str], world_size: int, hook: Hook | None):
         self.outputs = [folder / f"output-{rank}.txt" for rank in range(world_size)]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -69,7 +73,7 @@ class Command:
             if world_size > 1:
                 env |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
                 env |= {"LOCAL_WORLD_SIZE": str(world_size)}
-            self.processes.append(context.Process(target=_train, args=(words, env, rank, str(output), hook)))
+            self.processes.append(context.Process(target=_run, args=(program, words, env, rank, str(output), hook)))
         for process in self.processes:
             process.start()
 
@@ -101,17 +105,19 @@ class Command:
 
 
 class Commands:
-    """Starts trainings."""
+    """Starts commands."""
 
     def __init__(self, folder: Path):
         self.folder, self.started = folder, list[Command]()
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["tests.resume.warm"])
 
-    def start(self, *words: str, world_size: int = 1, hook: Hook | None = None) -> Command:
+    def start(
+        self, *words: str, program: str = "distft.train", world_size: int = 1, hook: Hook | None = None
+    ) -> Command:
         folder = self.folder / str(len(self.started))
         folder.mkdir(parents=True)
-        self.started.append(Command(self.context, folder, list(words), world_size, hook))
+        self.started.append(Command(self.context, folder, program, list(words), world_size, hook))
         return self.started[-1]
 
     def close(self) -> None:
@@ -120,8 +126,9 @@ class Commands:
             for process in command.processes:
                 process.kill()
 
-    def run(self, *words: str, world_size: int = 1, hook: Hook | None = None, timeout_s: float = 120) -> Ended:
-        return self.start(*words, world_size=world_size, hook=hook).end(timeout_s)
+    def run(self, *words: str, timeout_s: float = 120, **how: Any) -> Ended:
+        """`start`, and `end`."""
+        return self.start(*words, **how).end(timeout_s)
 
 
 def count_calls(global_rank: int, file: str, kill_rank: int = -1, kill_at: int = 0, only: str = "") -> None:
@@ -140,12 +147,14 @@ def count_calls(global_rank: int, file: str, kill_rank: int = -1, kill_at: int =
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments, **named)
 
+        call.counted = True  # type: ignore[attr-defined]
         return call
 
     for module in map(importlib.import_module, COUNTED):
         for place in [module, *(thing for thing in vars(module).values() if inspect.isclass(thing))]:
             for name, thing in list(vars(place).items()):
-                if inspect.isfunction(thing) and thing.__module__ == module.__name__ and only in ("", name):
+                ours = inspect.isfunction(thing) and thing.__module__ in COUNTED and not hasattr(thing, "counted")
+                if ours and only in ("", name):  # under each name that it is called by
                     setattr(place, name, counted(thing))
 
     def leave(code: int, leave: Callable[[int], None] = os._exit) -> None:
@@ -156,16 +165,13 @@ def count_calls(global_rank: int, file: str, kill_rank: int = -1, kill_at: int =
     os._exit = leave  # type: ignore[assignment]
 
 
-def _train(words: list[str], env: dict[str, str], rank: int, output: str, hook: Hook | None) -> None:
+def _run(program: str, words: list[str], env: dict[str, str], rank: int, output: str, hook: Hook | None) -> None:
     os.environ.update(env)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    sys.argv = ["distft.train", *words]
-    from distft.runtime.command import run_command
-    from distft.train.command import main
-
+    sys.argv = [program, *words]
     if hook is not None:
         function, *arguments = hook
         function(rank, *arguments)
-    run_command(main)
+    runpy.run_module(program, run_name="__main__", alter_sys=True)

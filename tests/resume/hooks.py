@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 
+def in_folder(global_rank: int, folder: str, env: dict[str, str] | None = None) -> None:
+    """The command runs in a folder, with more in its environment."""
+    os.chdir(folder)
+    os.environ.update(env or {})
+
+
 def held_out_losses(global_rank: int, losses: list[float], kill_at: int | None = None) -> None:
     """The n-th step's held-out loss is `losses[n]`; kill -9 in the evaluation of step `kill_at`."""
     from distft.session.held_out import HeldOut
@@ -71,10 +77,10 @@ def disk_full(global_rank: int, saves: list[int], kind: str = "OSError") -> None
     """Writing the tensors of the n-th save (from 1) of this process fails, for n in `saves`."""
     from safetensors import SafetensorError
 
-    from distft.run import checkpoint_folder
+    from distft.run import tensors
     from distft.run.checkpoints import Checkpoints
 
-    write_file, write = checkpoint_folder.save_file, Checkpoints._write
+    write_file, write = tensors.save_file, Checkpoints._write
     number = 0
 
     def count(self: Checkpoints, *arguments: Any) -> None:
@@ -82,15 +88,15 @@ def disk_full(global_rank: int, saves: list[int], kind: str = "OSError") -> None
         number += 1
         write(self, *arguments)
 
-    def full(tensors: Any, file: Path, **named: Any) -> None:
+    def full(content: Any, file: Path, **named: Any) -> None:
         if number in saves:
             file.write_bytes(b"half")
             if kind == "OSError":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        write_file(tensors, file, **named)
+        write_file(content, file, **named)
 
-    checkpoint_folder.save_file, Checkpoints._write = full, count
+    tensors.save_file, Checkpoints._write = full, count
 
 
 def fill_disk(global_rank: int, folder: str, step: int) -> None:

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from distft.run.checkpoint_folder import damage
+from distft.run.damage import damage
 from tests.resume import hooks, runs
 
 

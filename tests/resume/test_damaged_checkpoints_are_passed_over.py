@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from distft.run.checkpoint_folder import damage, published, write_file, write_tensors
+from distft.run.damage import damage, manifest_entry
+from distft.run.steps import published
+from distft.run.tensors import write_tensors
 from tests.resume import runs
 
 
@@ -16,8 +18,9 @@ def checkpoint(tmp_path) -> Path:
     folder = tmp_path / "step-00000002"
     folder.mkdir()
     files = write_tensors(folder / "adapter_model.safetensors", {"a": torch.ones(3)})
-    files["state.json"] = write_file(folder / "state.json", b'{"step": 2}')
-    write_file(folder / "manifest.json", json.dumps({"files": files}, indent=2).encode())
+    (folder / "state.json").write_text('{"step": 2}')
+    files["state.json"] = manifest_entry(folder / "state.json")
+    (folder / "manifest.json").write_text(json.dumps({"files": files}, indent=2))
     assert damage(folder) == []
     return folder
 

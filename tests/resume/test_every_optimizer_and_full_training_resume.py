@@ -2,7 +2,7 @@
 
 import pytest
 
-from distft.run.checkpoint_folder import TensorFolder
+from distft.run.tensors import TensorFolder
 from tests.resume import runs
 from tests.resume.commands import count_calls
 

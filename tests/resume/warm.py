@@ -22,9 +22,9 @@ import distft.model.load
 import distft.run.checkpoints
 import distft.session.replies
 import distft.tracking.report
+import distft.train.assemble
 import distft.train.command
-import distft.train.loop
-import distft.train.plan
+import distft.train.run_to_end
 
 torch.set_num_threads(1)
 distft.config.reading.compose.load(["+exp=llama_lora"], program="distft.train", here=False)

@@ -1,9 +1,14 @@
 """Who hangs is who does not wait for the others; who is unfit is who is slower than the others."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from distft.runtime.hang import summarise
+import pytest
+import torch.distributed
+
+import distft
+from distft.runtime.hang import summarise, where
 from distft.runtime.preflight import judge
 from tests.resume import runs
 
@@ -23,6 +28,32 @@ def test_of_ranks_that_all_answer_the_one_that_does_not_wait_is_the_suspect():
 
 def test_where_all_wait_nobody_is_blamed():
     assert summarise({0: WAITS, 1: WAITS}, ["n1", "n2"], 60)[1] == []
+
+
+OURS, TORCHS = Path(distft.__file__).parent, Path(torch.distributed.__file__).parent
+
+
+def stand_in(*files):
+    """What `where` says of a main thread whose calls, from the outermost, are each of a file."""
+    with ThreadPoolExecutor(1) as pool:
+        call = lambda: pool.submit(where).result()  # noqa: E731
+        for file in reversed(files):
+            place = {"call": call}
+            exec(compile("def stand(): return call()", str(file), "exec"), place)  # noqa: S102
+            call = place["stand"]
+        return call()
+
+
+@pytest.mark.parametrize("theirs", ["distft/tests/users.py", "distft/runtime/group.py", "mine/torch/distributed/a.py"])
+def test_a_hang_is_placed_in_the_package_whatever_the_folders_of_other_code_are_called(tmp_path, theirs):
+    """A clone may be called distft, and a user's model code stand anywhere."""
+    standing = stand_in(OURS / "train" / "loop.py", tmp_path / theirs)
+    assert standing == {"at": "loop.py:1 stand", "waits": False}
+
+
+@pytest.mark.parametrize("file", [OURS / "runtime" / "group.py", TORCHS / "distributed_c10d.py"])
+def test_a_rank_in_a_collective_waits(file):
+    assert stand_in(OURS / "train" / "loop.py", file)["waits"]
 
 
 def test_slow_and_wrong_ranks_condemn_their_nodes():

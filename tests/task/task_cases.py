@@ -8,15 +8,11 @@ from torch import Tensor
 from distft.config import schema
 from distft.data.loader import Loader
 from distft.data.pack import plan
-from distft.data.prepare import prepare
-from distft.engine.build import build as build_engine
 from distft.engine.seam import Engine
-from distft.model.load import load
-from distft.model.tokenizer import load_tokenizer
 from distft.runtime.group import Group
-from distft.runtime.stop import StopFlag
-from distft.session.held_out import HeldOut, held_out
-from distft.task import build as tasks
+from distft.session.held_out import HeldOut
+from distft.session.session import Session
+from distft.session.task_data import read
 from distft.task.module import TaskModule
 
 
@@ -39,39 +35,26 @@ def config(task: dict[str, Any], model: dict[str, Any], data: dict[str, Any], **
 
 
 def start(group: Group, config: schema.Config) -> tuple[Engine, Loader, HeldOut, TaskModule]:
-    tokenizer = load_tokenizer(config.model)
-    task = tasks.build(config.task)
-    prepared = prepare(config.data, task.reader(tokenizer, config.data, None))
-    engine = build_engine(config, group, torch.float32)
-    loaded = load(
-        config.model,
-        config.adapter,
-        seed=config.seed,
-        device=group.device,
-        shard=engine.shard,
-        architecture=task.architecture(prepared.facts),
-    )
-    module = task.module(loaded, prepared.facts)
-    engine.start(module)
+    data = read(config)
+    session = Session.start(config, group, data.architecture, data.module)
+    engine, corpus = session.engine, data.prepared.train
     state = {name: tensor.clone() for name, tensor in engine.trainable_state()}
     for number, name in enumerate(sorted(state)):
         if "lora_B" in name:  # zero at the start, which hides half of the gradients
             state[name].normal_(0, 0.05, generator=torch.Generator().manual_seed(number))
     engine.load_trainable_state(lambda name: state[name])
     loader = Loader(
-        prepared.train,
-        plan(prepared.train.lengths, config.data.max_length, config.data.packing),
+        corpus,
+        plan(corpus.lengths, config.data.max_length, config.data.packing),
         data=config.data,
         seed=config.seed,
         steps=config.steps,
         epochs=config.epochs,
         global_rank=group.ranks.global_rank,
         world_size=group.ranks.world_size,
-        pad_id=tokenizer.pad_token_id,
+        pad_id=data.pad_id,
     )
-    assert prepared.eval is not None
-    rows = held_out(prepared.eval, task, config, prepared.facts, group.ranks, tokenizer.pad_token_id)
-    return engine, loader, rows, module
+    return engine, loader, HeldOut.of(session, data), session.module
 
 
 def one_step(group: Group, config: schema.Config) -> tuple[float, dict[str, Tensor], dict[str, float]]:
@@ -81,7 +64,7 @@ def one_step(group: Group, config: schema.Config) -> tuple[float, dict[str, Tens
     for part in module.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
-    scores = rows.score(engine, group, StopFlag())
+    scores = rows.score()
     assert scores is not None
     batches, targets = list(loader.micro_batches(0)), loader.target_tokens(0)
     losses = [engine.accumulate(batch, targets, last=i == len(batches) - 1) for i, batch in enumerate(batches)]

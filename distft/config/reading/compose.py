@@ -91,25 +91,27 @@ def load_run(
     return folder, *_finish(config, line, own, world_size=world_size, here=here)
 
 
+def given(words: Sequence[str]) -> dict[str, "Override"]:
+    """What a command line sets, by key, the last of each; deletions and what cannot be read are for `load` to judge."""
+    found = {}
+    for word in words:
+        override = _parsed(word)
+        if override is not None and override.key_or_group and not override.is_delete():
+            found[override.key_or_group] = override
+    return found
+
+
 def expand_sweep(words: Sequence[str]) -> list[tuple[list[str], list[str]]]:
     """The points of a sweep in Hydra's override grammar: `a=1,2 b=range(3)` has six.
 
     For each its own overrides, one for each key that is swept, and all its words. Raises ConfigError where nothing is
     swept. What cannot be read is left in the words, for `load` to report.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create()
     axes: list[list[str]] = []
     fixed: list[str] = []
     for word in words:
-        try:
-            override = parser.parse_override(word)
-        except HydraException:
-            fixed.append(word)
-            continue
-        if override.is_sweep_override():
+        override = _parsed(word)
+        if override is not None and override.is_sweep_override():
             axes.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
         else:
             fixed.append(word)
@@ -120,19 +122,15 @@ def expand_sweep(words: Sequence[str]) -> list[tuple[list[str], list[str]]]:
 
 def _read(argv: Sequence[str], program: str, fields: Fields, run: bool = False) -> CommandLine:
     """Sort the words of a command line; answers `--help` itself."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    line, parser = CommandLine(), OverridesParser.create()
+    line = CommandLine()
     words = _read_flags(argv, line)
     groups = group_options([conf_dir(), *line.config_dirs])
     if line.show == "help":
         print(help_text(program, fields, groups, run=run))
         raise SystemExit(0)
     for word in words:
-        try:
-            override = parser.parse_override(word)
-        except HydraException:
+        override = _parsed(word)
+        if override is None:
             line.problems.append(_unreadable(word, groups))
             continue
         problem = _refused(override, word) if override.key_or_group else _unreadable(word, groups)
@@ -143,6 +141,17 @@ def _read(argv: Sequence[str], program: str, fields: Fields, run: bool = False) 
         else:
             line.values.append(override)
     return line
+
+
+def _parsed(word: str) -> "Override | None":
+    """By Hydra's grammar; None: it cannot be read."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
 
 
 def _read_flags(argv: Sequence[str], line: CommandLine) -> list[str]:

@@ -31,7 +31,7 @@ def help_text(program: str, fields: Fields, groups: Mapping[str, Mapping[str, Pa
 
 def header(file: Path) -> str:
     """What a config file says of itself: its first comment that is not Hydra's package line."""
-    comments = [line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#")]
+    comments = [line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     return next((line for line in comments if line and not line.startswith("@package")), "")
 
 

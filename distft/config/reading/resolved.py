@@ -21,7 +21,7 @@ def load_resolved(file: Path, *, world_size: int | None = None, here: bool = Tru
     Raises ConfigError with every problem.
     """
     try:
-        raw = yaml.safe_load(file.read_text())
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"config: must be a file that launch wrote, cannot read {file}: {error}") from error
     valid, problems = validate(raw, Config.model_fields)

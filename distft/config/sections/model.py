@@ -1,10 +1,16 @@
 """The section that names a base model and says how it is kept. Imports neither torch nor Hydra."""
 
+import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import PositiveInt
 
-from distft.config.sections.section import Section
+from distft.config.keys import show
+from distft.config.sections.section import Section, odd, problems_of
+from distft.runtime.location import choose
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Model(Section):
@@ -28,3 +34,26 @@ class Model(Section):
     """`auto`: `flash_attention_2` on a GPU where it is installed, else `varlen` (SDPA by document)."""
     trust_remote_code: bool = False
     """Run the model's own Python code; only with `revision` set to a 40-hex commit."""
+
+    @property
+    def package(self) -> str:
+        """The package that quantises it."""
+        return "bitsandbytes" if self.quantization == "nf4" else ""
+
+    def problems(self, key: str = "model") -> Iterator[str]:
+        given = [self.source] if isinstance(self.source, str) else self.source
+        if not given or not all(source.strip() for source in given):
+            yield f"{key}.source: must name a model, got {show(self.source)}; give a hub id, a folder or a .gguf file"
+        yield from (f"{key}.source: must hold no control characters, got {each!r}; rename it" for each in odd(given))
+        if self.trust_remote_code and not _COMMIT.fullmatch(self.revision or ""):
+            yield (
+                f"{key}.trust_remote_code: must have {key}.revision pinned to a commit (40 hex digits), "
+                f"got {show(self.revision)}; "
+                f"give {key}.revision=COMMIT, or {key}.trust_remote_code=false"
+            )
+        if self.random_init is not None and "model_type" not in self.random_init:
+            yield f"{key}.random_init: must name a model_type, got none; give {key}.random_init.model_type=llama"
+
+    def missing(self, key: str = "model") -> Iterator[str]:
+        if self.source:
+            yield from problems_of(choose, self.source, f"{key}.source")

@@ -1,35 +1,33 @@
-"""The sections of the `task` group: what each task reads, what it measures, and its own keys.
+"""The sections of the `task` group: what each task reads, what it measures, and its own keys."""
 
-A format is a set of columns; of two formats that fit a file, the first one is taken.
-"""
-
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from distft.config.keys import show
 from distft.config.sections.model import Model
 from distft.config.sections.section import Section
-
-Formats = dict[str, tuple[str, ...]]
+from distft.config.sections.traits import Formats, TaskTraits
 
 CHATS: Formats = {"chat": ("messages",), "prompt_completion": ("prompt", "completion"), "text": ("text",)}
 
 PAIRS: Formats = {"preference": ("prompt", "chosen", "rejected")}
 
-LOWER_IS_BETTER = frozenset({"loss", "kl", "cross_entropy", "mse"})
-"""Of all metrics; of the others the highest value is the best."""
-
 
 class CausalLm(Section):
-    FORMATS: ClassVar[Formats] = CHATS
-    METRICS: ClassVar[tuple[str, ...]] = ("exact_match", "token_accuracy")
-    """What evaluation rows hold beside `loss`."""
-    TOKEN_LOSS: ClassVar[bool] = True
-    """Whether the loss is a token's cross-entropy, so that there is a perplexity."""
-    REPLIES: ClassVar[bool] = True
-    """Whether the model can be asked for replies to prompts (`evaluation.samples`)."""
-    PACKAGES: ClassVar[dict[str, str]] = {}
-    """Of the extra `metrics`: modules that it imports, and the packages they are in."""
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        formats=CHATS,
+        metrics=("exact_match", "token_accuracy"),
+        measured_if="exact_match",
+        token_loss=True,
+        replies=True,
+        smoothed=True,
+        r_drop=True,
+        virtual_tokens=True,
+        linear_sublayers=False,
+        has_head=False,
+    )
 
     name: Literal["causal_lm"]
     exact_match: bool = False
@@ -38,11 +36,14 @@ class CausalLm(Section):
 
 
 class SequenceClassification(Section):
-    FORMATS: ClassVar[Formats] = {"labelled_pair": ("text_a", "text_b", "label"), "labelled": ("text", "label")}
-    METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "micro_f1", "mse", "pearson", "spearman")
-    TOKEN_LOSS: ClassVar[bool] = False
-    REPLIES: ClassVar[bool] = False
-    PACKAGES: ClassVar[dict[str, str]] = {"sklearn": "scikit-learn"}
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        formats={"labelled_pair": ("text_a", "text_b", "label"), "labelled": ("text", "label")},
+        metrics=("accuracy", "macro_f1", "micro_f1", "mse", "pearson", "spearman"),
+        packages={"sklearn": "scikit-learn"},
+        lower_is_better=("mse",),
+        averages=True,
+        smoothed=True,
+    )
 
     name: Literal["sequence_classification"]
     kind: Literal["auto", "single_label", "multi_label", "regression"] = "auto"
@@ -52,11 +53,12 @@ class SequenceClassification(Section):
 
 
 class TokenClassification(Section):
-    FORMATS: ClassVar[Formats] = {"tagged": ("tokens", "tags")}
-    METRICS: ClassVar[tuple[str, ...]] = ("precision", "recall", "f1", "accuracy", "macro_f1", "micro_f1")
-    TOKEN_LOSS: ClassVar[bool] = False
-    REPLIES: ClassVar[bool] = False
-    PACKAGES: ClassVar[dict[str, str]] = {"sklearn": "scikit-learn", "seqeval": "seqeval"}
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        formats={"tagged": ("tokens", "tags")},
+        metrics=("precision", "recall", "f1", "accuracy", "macro_f1", "micro_f1"),
+        packages={"sklearn": "scikit-learn", "seqeval": "seqeval"},
+        smoothed=True,
+    )
 
     name: Literal["token_classification"]
     scheme: Literal["auto", "bio", "bioes", "plain"] = "auto"
@@ -66,21 +68,20 @@ class TokenClassification(Section):
 
 
 class RelationExtraction(Section):
-    FORMATS: ClassVar[Formats] = {"relation": ("text", "subject", "object", "label")}
-    METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "micro_f1")
-    TOKEN_LOSS: ClassVar[bool] = False
-    REPLIES: ClassVar[bool] = False
-    PACKAGES: ClassVar[dict[str, str]] = {"sklearn": "scikit-learn"}
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        formats={"relation": ("text", "subject", "object", "label")},
+        metrics=("accuracy", "macro_f1", "micro_f1"),
+        packages={"sklearn": "scikit-learn"},
+        smoothed=True,
+    )
 
     name: Literal["relation_extraction"]
 
 
 class ExtractiveQa(Section):
-    FORMATS: ClassVar[Formats] = {"extractive_qa": ("question", "context", "answers")}
-    METRICS: ClassVar[tuple[str, ...]] = ("exact_match", "f1")
-    TOKEN_LOSS: ClassVar[bool] = False
-    REPLIES: ClassVar[bool] = False
-    PACKAGES: ClassVar[dict[str, str]] = {}
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        formats={"extractive_qa": ("question", "context", "answers")}, metrics=("exact_match", "f1")
+    )
 
     name: Literal["extractive_qa"]
     stride: PositiveInt = 128
@@ -94,11 +95,17 @@ class ExtractiveQa(Section):
 
 
 class Seq2Seq(Section):
-    FORMATS: ClassVar[Formats] = {"source_target": ("source", "target")}
-    METRICS: ClassVar[tuple[str, ...]] = ("bleu", "chrf", "rouge_l")
-    TOKEN_LOSS: ClassVar[bool] = True
-    REPLIES: ClassVar[bool] = False
-    PACKAGES: ClassVar[dict[str, str]] = {"sacrebleu": "sacrebleu", "rouge_score": "rouge-score"}
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        formats={"source_target": ("source", "target")},
+        metrics=("bleu", "chrf", "rouge_l"),
+        packages={"sacrebleu": "sacrebleu", "rouge_score": "rouge-score"},
+        token_loss=True,
+        smoothed=True,
+        one_text=False,
+        pads=True,
+        encoder_decoder=True,
+        has_head=False,
+    )
 
     name: Literal["seq2seq"]
     prefix: str = ""
@@ -112,12 +119,6 @@ class Seq2Seq(Section):
 
 
 class Preference(Section):
-    FORMATS: ClassVar[Formats] = PAIRS
-    METRICS: ClassVar[tuple[str, ...]] = ("margin", "accuracy")
-    TOKEN_LOSS: ClassVar[bool] = False
-    REPLIES: ClassVar[bool] = True
-    PACKAGES: ClassVar[dict[str, str]] = {}
-
     name: Literal["preference"]
     loss: Literal["dpo", "ipo", "orpo", "simpo"] = "dpo"
     """`dpo` and `ipo` compare with the base, the adapter switched off; `orpo` and `simpo` need no reference."""
@@ -127,6 +128,18 @@ class Preference(Section):
     """DPO: share of the pairs whose answers were taken for each other."""
     gamma: NonNegativeFloat | None = None
     """SimPO: the margin it aims at; null: half of beta."""
+
+    @property
+    def traits(self) -> TaskTraits:
+        reference = f"task.loss={self.loss}" if self.has_reference else ""
+        return TaskTraits(
+            formats=PAIRS,
+            metrics=("margin", "accuracy"),
+            replies=True,
+            has_head=False,
+            one_text=False,
+            reference=reference,
+        )
 
     @property
     def has_reference(self) -> bool:
@@ -141,23 +154,30 @@ class Preference(Section):
     def target_margin(self) -> float:
         return self.strength / 2 if self.gamma is None else self.gamma
 
+    def problems(self) -> Iterator[str]:
+        for key, owner, off in (("label_smoothing", "dpo", "0"), ("gamma", "simpo", "null")):
+            value = getattr(self, key)
+            if value and self.loss != owner:
+                yield (
+                    f"task.{key}: must be {off} but for task.loss={owner}, got {show(value)} with {self.loss}; "
+                    f"set task.{key}={off}"
+                )
+
 
 class Reward(Section):
-    FORMATS: ClassVar[Formats] = PAIRS
-    METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "margin")
-    TOKEN_LOSS: ClassVar[bool] = False
-    REPLIES: ClassVar[bool] = False
-    PACKAGES: ClassVar[dict[str, str]] = {}
+    traits: ClassVar[TaskTraits] = TaskTraits(formats=PAIRS, metrics=("accuracy", "margin"), one_text=False)
 
     name: Literal["reward"]
 
 
 class Distillation(Section):
-    FORMATS: ClassVar[Formats] = CHATS
-    METRICS: ClassVar[tuple[str, ...]] = ("kl", "cross_entropy")
-    TOKEN_LOSS: ClassVar[bool] = False
-    REPLIES: ClassVar[bool] = True
-    PACKAGES: ClassVar[dict[str, str]] = {}
+    traits: ClassVar[TaskTraits] = TaskTraits(
+        formats=CHATS,
+        metrics=("kl", "cross_entropy"),
+        lower_is_better=("kl", "cross_entropy"),
+        replies=True,
+        has_head=False,
+    )
 
     name: Literal["distillation"]
     teacher: Model
@@ -173,6 +193,19 @@ class Distillation(Section):
     """Compare the teacher's k likeliest tokens and the rest as one; null: every token of the vocabulary."""
     cache: bool = False
     """Ask the teacher once for each document and keep its `top_k` on disk, beside the tokenised data."""
+
+    def problems(self) -> Iterator[str]:
+        yield from self.teacher.problems("task.teacher")
+        if self.cache and self.top_k is None:
+            yield "task.top_k: must be set where task.cache keeps what the teacher says, got null; set task.top_k=64"
+        if self.cache and self.teacher.random_init is not None:
+            yield (
+                "task.cache: must be false where the teacher is drawn from the seed, got true with "
+                "task.teacher.random_init; set task.cache=false"
+            )
+
+    def missing(self) -> Iterator[str]:
+        yield from self.teacher.missing("task.teacher")
 
 
 AnyTask = (

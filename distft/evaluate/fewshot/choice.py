@@ -1,11 +1,11 @@
 """A causal model that chooses: the log-likelihood of each answer to each question of a tree."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PretrainedConfig
 
+from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.evaluate.fewshot.tree import Tree
 from distft.model.packed import first_position
@@ -16,9 +16,10 @@ from distft.task.module import TaskModule
 class Chooser(TaskModule):
     """Evaluates trees; engines take it for any other task's module."""
 
-    def evaluate(self, batch: Any) -> tuple[Tensor, list[np.ndarray]]:
+    def evaluate(self, batch: Batch | Tree) -> tuple[Tensor, list[np.ndarray]]:
         """Minus the sum of all log-likelihoods; and of each question float64 [answers], the log-likelihoods."""
-        tree: Tree = batch
+        assert isinstance(batch, Tree)
+        tree = batch
         states = self._read(tree)[0]
         losses = LmHead(self.base).losses(states.index_select(0, tree.at), tree.goals)
         totals = losses.new_zeros(len(tree.documents) * tree.num_answers).index_add_(0, tree.answers, losses)
@@ -43,7 +44,7 @@ class Chooser(TaskModule):
         return states
 
 
-def check_context(config: Any, longest: int) -> None:
+def check_context(config: PretrainedConfig, longest: int) -> None:
     """Raises ConfigError where the longest text is longer than what the model can attend to as a whole."""
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     limits = [limit for limit in (getattr(config, "max_position_embeddings", None), window) if limit]

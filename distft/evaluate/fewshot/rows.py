@@ -15,7 +15,7 @@ from distft.data.document import Malformed, question_hash, short
 from distft.data.loader import permutation
 from distft.data.source import Resolved
 from distft.errors import ConfigError
-from distft.evaluate.fewshot.prompt import Prompt, Row
+from distft.evaluate.fewshot.prompt_template import Prompt, Row
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ def read(data: schema.Data, prompt: Prompt, needs_pool: bool) -> Labelled:
     held_out, more = source.resolve(data.eval, "data.eval", _no_digest) if data.eval else ([], [])
     if problems or more:
         raise ConfigError(problems + more)
-    sides: dict[str, list[Row]] = {"train": [], "eval": []}
+    splits: dict[str, list[Row]] = {"train": [], "eval": []}
     for name, resolved in (("train", train), ("eval", held_out)):
         rows, faults = _rows(resolved, data, formats, prompt)
-        sides[name] = rows
+        splits[name] = rows
         problems += faults
     if problems:
         raise ConfigError(problems)
-    pool, asked = sides["train"], sides["eval"]
+    pool, asked = splits["train"], splits["eval"]
     if not data.eval:
         limit = data.eval_fraction * 2.0**64
         asked = [row for row in pool if question_hash(_question(row, prompt)) < limit]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distft.evaluate.fewshot.prompt import Question
+from distft.evaluate.fewshot.prompt_template import Question
 
 TOKENS = 2048
 """Of a tree, unless one row alone has more."""

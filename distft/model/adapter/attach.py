@@ -14,21 +14,7 @@ from distft.config import schema
 from distft.model.adapter import bottleneck, own_weights, peft_methods
 from distft.model.adapter.peft_methods import ADAPTER
 
-__all__ = ["ADAPTER", "attach", "changes_base", "describe_trainable", "initialise", "starts_as_base"]
-
-
-def changes_base(config: schema.AnyAdapter | None) -> bool:
-    """Whether starting the adapter takes a part of the base's weights away: before they are quantised, in float32."""
-    return isinstance(config, schema.Lora) and config.init in ("pissa", "olora", "loftq")
-
-
-def starts_as_base(config: schema.AnyAdapter) -> bool:
-    """Whether the model computes what the base does as long as nothing is trained.
-
-    With LoRA it does: B = 0, or what was taken from the base is in the adapter (PiSSA), and switched off that would be
-    a base with a part missing. Other methods of PEFT may start elsewhere, and all of them take nothing.
-    """
-    return not isinstance(config, schema.Peft) or config.method == "adaption_prompt"
+__all__ = ["ADAPTER", "attach", "describe_trainable", "initialise"]
 
 
 def attach(

@@ -101,7 +101,9 @@ def load(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
 
     Raises KeyError or RuntimeError where the folder does not fit.
     """
-    config = schema.Bottleneck.model_validate(json.loads((Path(folder) / "trained.json").read_text())["adapter"])
+    config = schema.Bottleneck.model_validate(
+        json.loads((Path(folder) / "trained.json").read_text(encoding="utf-8"))["adapter"]
+    )
     attach(model, config)
     outcome = model.load_state_dict(load_file(Path(folder) / "trained.safetensors"), strict=False)
     missing = [name for name in outcome.missing_keys if f".{CHILD}." in name]

@@ -31,7 +31,7 @@ def peft_config(config: schema.Lora | schema.Peft, heads: Sequence[str], task: T
         settings["modules_to_save"] = in_full
     if config.targets is not None:
         settings["target_modules"] = config.targets
-    if config.method == "adalora":
+    if config.traits.rank_budget:
         settings["total_step"] = sys.maxsize  # the run's own number of steps: known when the data is
     if isinstance(config, schema.Peft):
         return _checked(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(config.method.upper())], settings)
@@ -107,9 +107,8 @@ def initialise(model: PeftModel, unit: list[nn.Module], config: schema.Lora | sc
             parent, _, name = path.rpartition(".")
             torch.manual_seed(derive_seed(seed, "adapter", path))
             # On a layer that has the adapter already this builds and starts its parameters again.
-            if isinstance(
-                config, schema.Lora
-            ):  # PEFT's own way knows no layer of fused experts that is wrapped already
+            # PEFT's own way knows no layer of fused experts that is wrapped already.
+            if settings.peft_type == PeftType.LORA:
                 layer.update_layer(
                     ADAPTER, layer.r[ADAPTER], lora_alpha=layer.lora_alpha[ADAPTER], config=settings, target_name=path
                 )
@@ -117,7 +116,7 @@ def initialise(model: PeftModel, unit: list[nn.Module], config: schema.Lora | sc
                 model.base_model._create_and_replace(
                     settings, ADAPTER, layer, name, base.get_submodule(parent), current_key=path
                 )
-            if isinstance(config, schema.Lora) and config.init == "loftq":
+            if config.traits.fits_quantisation:
                 _start_loftq(layer)
         elif isinstance(layer, ModulesToSaveWrapper):
             layer.modules_to_save[ADAPTER] = deepcopy(layer.original_module).requires_grad_()
