@@ -53,7 +53,7 @@ def files() -> list[Path]:
 
 def imported(file: Path, top_level_only: bool = False) -> Iterator[str]:
     """Every module that a file imports, anywhere in it; `from a import b` names both `a` and `a.b`."""
-    tree = ast.parse(file.read_text())
+    tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in tree.body if top_level_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -157,7 +157,7 @@ def test_a_command_is_a_folder_whose_main_is_a_few_lines_that_nobody_imports():
     mains = [file for file in files() if file.stem == "__main__"]
     assert {str(file.parent.relative_to(ROOT)) for file in mains} >= {"distft/train", "distft/evaluate", "launch"}
     for file in mains:
-        assert len(file.read_text().splitlines()) <= 4, file
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 4, file
     assert not [module for module, names in graph().items() if any(name.endswith("__main__") for name in names)]
 
 

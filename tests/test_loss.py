@@ -168,6 +168,7 @@ def test_loss_survives_logits_beyond_the_range_of_exp() -> None:
     torch.testing.assert_close(token_loss(hidden * 300, weight, targets), reference(hidden * 300, weight, targets))
 
 
+@pytest.mark.machine
 @pytest.mark.usefixtures("tiles")
 @pytest.mark.parametrize("units", [True, False], ids=["bfloat16 units", "no bfloat16 units"])
 @pytest.mark.parametrize("trained_head", [False, True], ids=["frozen head", "trained head"])
@@ -194,6 +195,7 @@ def test_loss_takes_a_head_stored_in_another_dtype() -> None:
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.machine
 def test_loss_gradient_keeps_its_precision_on_well_learnt_tokens_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token with p = 1 - 1e-4 must not get the gradient of p = 1: that is what bfloat16 rounds it to."""
     monkeypatch.setenv("DISTFT_CPU_BFLOAT16", "1")

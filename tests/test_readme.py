@@ -10,7 +10,7 @@ import pytest
 from distft.config.reading.compose import load
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(set(re.findall(r"^(?:    )?((?:python|torchrun|make)\s[^#\n]*)", README, re.MULTILINE)))
 
 

@@ -1,7 +1,5 @@
 """Trained runs, made when a test first asks for one, and commands on them, in one child process for all tests."""
 
-import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -13,17 +11,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import command_runs
+from ranks import require_warm, warm_context
 
 
 @pytest.fixture(scope="session")
 def child() -> Iterator[Callable[..., Any]]:
     """`child(function, *args)` in a process of its own, always the same."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(1, mp_context=warm_context(), initializer=require_warm) as pool:
         yield lambda function, *args: pool.submit(function, *args).result(timeout=120)
-
-
-def _one_thread() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")

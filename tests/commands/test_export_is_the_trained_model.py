@@ -38,6 +38,7 @@ def test_adapter_folder_on_the_plain_base_has_the_loss_that_training_ended_with(
     assert loss == pytest.approx(losses(run)[-1], abs=2e-5)
 
 
+@pytest.mark.machine
 def test_a_bfloat16_model_is_rounded_once_and_stays_near(trained, command, child):
     run = trained("bf16")
     done = command(EXPORT, f"run={run}", "export.to=merged")
@@ -58,6 +59,7 @@ def test_a_merged_folder_is_ready_to_chat(trained, command, child, base, tmp_pat
     assert not [file for file in (tmp_path / "out").iterdir() if file.name.startswith("adapter")]
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("fault", [command_runs.wrong_merge, command_runs.wrong_file], ids=["merge", "file"])
 @pytest.mark.parametrize("name", ["lora", "bf16"])
 def test_a_wrong_export_ends_in_1_and_leaves_nothing(name, fault, trained, command, tmp_path):

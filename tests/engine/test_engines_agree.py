@@ -42,6 +42,7 @@ def test_gradients_of_hsdp_two_by_two_are_those_of_one(four_ranks, reference, ba
         assert max(relative(rank_grads[name], grads[name]) for name in grads) < 1e-5
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("engine", TWO, ids=lambda e: e["name"])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_bfloat16_matmuls_keep_float32_masters_under_every_engine(one_rank, two_ranks, engine, method):

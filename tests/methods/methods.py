@@ -41,6 +41,7 @@ UNTARGETED = {"adaption_prompt", "beft", "ia3", "ln_tuning", "trainable_tokens"}
 """Methods that find their modules themselves, besides those of virtual tokens."""
 
 
+@cache
 def shipped(family: str = "causal_lm") -> dict[str, dict[str, Any]]:
     """Each file of `conf/adapter` as a section, small."""
     found = {}
@@ -53,6 +54,7 @@ def shipped(family: str = "causal_lm") -> dict[str, dict[str, Any]]:
     return found
 
 
+@cache
 def unshipped(family: str = "causal_lm") -> dict[str, dict[str, Any]]:
     """The methods of PEFT that fit and have no file, with PEFT's defaults."""
     have = {section["method"] for section in shipped().values()}

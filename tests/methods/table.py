@@ -98,5 +98,5 @@ def _table(family: str, reasons: dict[str, list[str]], *, files: bool) -> str:
 
 if __name__ == "__main__":
     PLACE.parent.mkdir(exist_ok=True)
-    PLACE.write_text(text())
-    README.write_text(in_readme(README.read_text()))
+    PLACE.write_text(text(), encoding="utf-8")
+    README.write_text(in_readme(README.read_text(encoding="utf-8")), encoding="utf-8")

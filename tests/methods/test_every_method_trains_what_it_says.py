@@ -69,5 +69,6 @@ def test_what_trains_gets_a_gradient_and_moves_and_nothing_else_does_and_resume_
 def test_the_committed_tables_are_those_of_the_methods():
     from tests.methods import table
 
-    assert table.PLACE.read_text() == table.text(), "made by tests/methods/table.py"
-    assert table.README.read_text() == table.in_readme(table.README.read_text()), "made by tests/methods/table.py"
+    assert table.PLACE.read_text(encoding="utf-8") == table.text(), "made by tests/methods/table.py"
+    readme = table.README.read_text(encoding="utf-8")
+    assert readme == table.in_readme(readme), "made by tests/methods/table.py"

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.ranks import require_warm, warm_context
+
 COUNTED = (
     "distft.train.loop",
     "distft.run.checkpoints",
@@ -109,8 +111,7 @@ class Commands:
 
     def __init__(self, folder: Path):
         self.folder, self.started = folder, list[Command]()
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["tests.resume.warm"])
+        self.context = warm_context()
 
     def start(
         self, *words: str, program: str = "distft.train", world_size: int = 1, hook: Hook | None = None
@@ -170,6 +171,7 @@ def _run(program: str, words: list[str], env: dict[str, str], rank: int, output:
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    require_warm()
     sys.argv = [program, *words]
     if hook is not None:
         function, *arguments = hook

@@ -44,6 +44,7 @@ def stand_in(*files):
         return call()
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("theirs", ["distft/tests/users.py", "distft/runtime/group.py", "mine/torch/distributed/a.py"])
 def test_a_hang_is_placed_in_the_package_whatever_the_folders_of_other_code_are_called(tmp_path, theirs):
     """A clone may be called distft, and a user's model code stand anywhere."""
@@ -91,6 +92,7 @@ def sleep_in_step(global_rank: int, rank: int, step: int) -> None:
     loop._step = hang
 
 
+@pytest.mark.machine
 def test_a_hang_ends_the_run_and_names_the_rank_and_its_place(commands, tiny, tmp_path):
     words = tiny(tmp_path, "steps=50", "runtime.hang_after=3")
     ended = commands.run(*words, world_size=2, hook=(sleep_in_step, 1, 4), timeout_s=60)

@@ -190,6 +190,7 @@ def numbers_of(run):
     return [{key: value for key, value in row.items() if key not in ignored} for row in rows]
 
 
+@pytest.mark.machine
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_teacher_that_is_remembered_teaches_the_same(commands, words_folder, models, tmp_path, world_size):
     asked = run_words(words_folder, tmp_path / "asked", models[1])

@@ -24,10 +24,10 @@ def report(info, summary, tmp_path) -> str:
         file.log(train_row(step))
     file.log(eval_row(40))
     observer.log(eval_row(40))
-    assert "running" in (tmp_path / "report.html").read_text()
+    assert "running" in (tmp_path / "report.html").read_text(encoding="utf-8")
     observer.close(summary)
     assert not (tmp_path / "report.html.tmp").exists()
-    return (tmp_path / "report.html").read_text()
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 class Loads(HTMLParser):
