@@ -5,7 +5,8 @@ import random
 import pytest
 
 from tests.resume import runs
-from tests.resume.commands import count_calls
+from tests.resume.commands import COUNTED, count_calls
+from tests.test_layers import graph
 
 WORLD = {"single": 1, "fsdp": 2, "zero2": 2, "zero3": 2}
 BASES = {"lora": [], "qlora": ["model.quantization=nf4"]}
@@ -37,3 +38,11 @@ def test_losses_rates_and_adapter_are_the_same_bits(commands, tiny, tmp_path, en
     assert [row["step"] for row in runs.rows(tmp_path / "killed" / "run", "train")] == [1, 2, 3, 4, 5, 6]
     assert runs.adapter(tmp_path / "killed" / "run") == runs.adapter(tmp_path / "whole" / "run")
     assert not list((tmp_path / "killed" / "run" / "checkpoints").glob(".*")), "the orphans of dead saves are swept"
+
+
+def test_a_kill_may_fall_into_every_module_that_a_save_goes_through():
+    """A module that was renamed would leave its calls out in silence, a new one would never be in."""
+    modules = graph()
+    assert set(COUNTED) <= modules.keys()
+    saves = {name for name in modules["distft.run.checkpoints"] if name.startswith(("distft.run.", "distft.runtime."))}
+    assert {"distft.run.checkpoints", *saves} - set(COUNTED) == set()
