@@ -151,9 +151,8 @@ def _finish(
 
 
 def _saved_modules(member: Path) -> list[str] | None:
-    saved: list[str] | None = json.loads((member / "adapter_config.json").read_text(encoding="utf-8")).get(
-        "modules_to_save"
-    )
+    settings = json.loads((member / "adapter_config.json").read_text(encoding="utf-8"))
+    saved: list[str] | None = settings.get("modules_to_save")
     return saved
 
 

@@ -28,7 +28,7 @@ from distft.run.tensors import TensorFolder, file_name, write_tensors
 from distft.runtime.files import fsync, write_whole
 from distft.runtime.group import Group
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
@@ -105,7 +105,7 @@ class Checkpoints:
                 f"checkpoint.every: {failure}; earlier checkpoints are intact: free space, then run again"
             )
         if self.group.ranks.is_main:
-            log.error("%s; the run goes on, earlier checkpoints are intact", failure)
+            logger.error("%s; the run goes on, earlier checkpoints are intact", failure)
 
     def find(self, resume: str) -> Path | None:
         """The checkpoint that `resume` asks for; of a path that this run started from already, the newest since.
@@ -132,7 +132,7 @@ class Checkpoints:
             for later in published(self.folder):
                 if step_of(later) > self._saved:
                     aside = set_aside(later, "superseded")
-                    log.warning("checkpoint %s is of a later step than resume asks for: kept as %s", later, aside.name)
+                    logger.warning("checkpoint %s is of a later step than resume asks for: kept as %s", later, aside.name)
 
     def newest(self) -> Path | None:
         """The newest valid checkpoint. A damaged one is named and passed over. Sweeps what dead saves left behind."""
@@ -145,7 +145,7 @@ class Checkpoints:
                 if not problems:
                     found = path
                     break
-                log.warning("checkpoint %s is damaged (%s): the one before it is used", path, "; ".join(problems))
+                logger.warning("checkpoint %s is damaged (%s): the one before it is used", path, "; ".join(problems))
                 set_aside(path, "damaged")
         return self.group.from_main(found)
 
@@ -244,7 +244,7 @@ class Checkpoints:
         try:
             self._prune()
         except OSError as error:  # the new checkpoint stands
-            log.warning("an old checkpoint could not be removed (%s)", error)
+            logger.warning("an old checkpoint could not be removed (%s)", error)
 
     def _prune(self) -> None:
         """Removes all but the newest `keep`, and the best ones of which those speak."""

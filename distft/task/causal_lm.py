@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from distft.config import schema
@@ -83,9 +83,6 @@ class CausalLM(TaskModule):
         bounds = batch.segments[:, 0, 0], batch.segments[:, -1, 1]
         each = [found[start:stop].sum(0).tolist() for start, stop in zip(*(b.tolist() for b in bounds), strict=True)]
         return self._loss(hidden, targets), each
-
-    def read_outside_its_module(self) -> list[nn.Parameter]:
-        return list(self.base.get_output_embeddings().parameters())
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return LmHead(self.base).loss(hidden, targets, smoothing=self.smoothing)

@@ -105,7 +105,7 @@ class Distillation(TaskModule):
         )
 
     def read_outside_its_module(self) -> list[nn.Parameter]:
-        return [*self.base.get_output_embeddings().parameters(), *self.teacher.read_outside_its_module()]
+        return [*super().read_outside_its_module(), *self.teacher.read_outside_its_module()]
 
     def _compare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the token losses, and of each supervised token divergence and cross-entropy [N, 2]."""

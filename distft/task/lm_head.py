@@ -47,16 +47,7 @@ class LmHead:
     def loss(self, hidden: Tensor, targets: Tensor, *, smoothing: float = 0.0, factors: Tensor | None = None) -> Tensor:
         """Sum of the token losses, each times its factor, of states `hidden` [N, H]."""
         if self._is_plain:
-            return token_loss(
-                hidden,
-                self.layer.weight,
-                targets,
-                bias=self._biases(),
-                scale=self.scale,
-                softcap=self.softcap,
-                smoothing=smoothing,
-                factors=factors,
-            )
+            return token_loss(hidden, targets=targets, smoothing=smoothing, factors=factors, **self._as_given())
         of_chunk = partial(_cross_entropy, self.logits, smoothing)
         return by_chunks(of_chunk, targets, *([hidden] if factors is None else [hidden, factors]))
 
@@ -64,8 +55,7 @@ class LmHead:
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """The token losses [N] that `loss` sums, 0 where there is no target; without gradients."""
         if self._is_plain:
-            bias, scale = self._biases(), self.scale
-            return token_losses(hidden, self.layer.weight, targets, bias=bias, scale=scale, softcap=self.softcap)
+            return token_losses(hidden, targets=targets, **self._as_given())
         losses = hidden.new_zeros(len(hidden), dtype=torch.float32)
         for rows in (targets != IGNORED).nonzero().squeeze(1).split(CHUNK):
             losses[rows] = F.cross_entropy(self.logits(hidden[rows]), targets[rows], reduction="none")
@@ -86,6 +76,10 @@ class LmHead:
     def _biases(self) -> Tensor | None:
         biases = [bias for bias in (self.layer.bias, self.bias) if bias is not None]
         return sum(biases[1:], biases[0]) if biases else None
+
+    def _as_given(self) -> dict[str, Any]:
+        """To the functions of `distft.task.loss`."""
+        return {"weight": self.layer.weight, "bias": self._biases(), "scale": self.scale, "softcap": self.softcap}
 
 
 def states_before_head(model: PreTrainedModel, **inputs: Any) -> Tensor:

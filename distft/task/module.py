@@ -47,8 +47,10 @@ class Precompute:
 
 
 class TaskModule(nn.Module):
-    """A model (maybe under PEFT) with its loss inside: an engine wraps it whole, so that everything that touches
-    parameters runs inside the root's forward pass."""
+    """A model (maybe under PEFT) with its loss inside.
+
+    An engine wraps it whole, so that everything that touches parameters runs inside the root's forward pass.
+    """
 
     def __init__(self, model: PreTrainedModel | PeftModel, compute: torch.dtype, facts: dict[str, Any] | None = None):
         super().__init__()
@@ -101,8 +103,12 @@ class TaskModule(nn.Module):
     """What is computed once for every document, before training; null: nothing."""
 
     def read_outside_its_module(self) -> list[nn.Parameter]:
-        """Parameters that `loss` reads outside the forward pass of the module that owns them: ZeRO-3 has to know."""
-        return []
+        """Parameters that `loss` reads outside the forward pass of the module that owns them: ZeRO-3 has to know.
+
+        A language model's output layer, whose weight an `LmHead` reads.
+        """
+        layer = self.base.get_output_embeddings()
+        return [] if layer is None else list(layer.parameters())
 
     def forward(self, batch: Batch | Prompts) -> Any:
         """The one door that engines wrap: the loss in training, loss and outputs in evaluation, replies to prompts."""

@@ -1,4 +1,4 @@
-"""Rows of two answers to one prompt, of which one was chosen."""
+"""Rows of two answers to one prompt, of which one was chosen, and what is measured of them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -20,6 +20,7 @@ from distft.data.document import (
     short,
 )
 from distft.task.chat import Template, check_message, prompt_text
+from distft.task.seam import Scores
 
 ANSWERS = ("chosen", "rejected")
 
@@ -102,6 +103,12 @@ class Pairs:
             return chosen, rejected
         shorter = min(chosen, rejected, room // 2)
         return (shorter, room - shorter) if chosen < rejected else (room - shorter, shorter)
+
+
+def margin_scores(outputs: Mapping[int, float]) -> Scores:
+    """Of one margin a pair; a pair counts as right if its chosen answer is ahead."""
+    margins = np.array([outputs[i] for i in sorted(outputs)])
+    return Scores({"margin": float(margins.mean()), "accuracy": float((margins > 0).mean())})
 
 
 def _completed(row: dict, answer: str) -> dict:

@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from distft.config import schema
@@ -20,7 +19,7 @@ from distft.model.load import Loaded
 from distft.task.causal_lm import require_decoder
 from distft.task.lm_head import LmHead
 from distft.task.module import TaskModule
-from distft.task.pairs import Pairs
+from distft.task.pairs import Pairs, margin_scores
 from distft.task.seam import Scores
 
 
@@ -42,12 +41,6 @@ class PreferenceTask:
 
     def scores(self, outputs: Mapping[int, Any], held_out: Corpus, facts: dict[str, Any]) -> Scores:
         return margin_scores(outputs)
-
-
-def margin_scores(outputs: Mapping[int, float]) -> Scores:
-    """Of one margin a pair; a pair counts as right if its chosen answer is ahead."""
-    margins = np.array([outputs[i] for i in sorted(outputs)])
-    return Scores({"margin": float(margins.mean()), "accuracy": float((margins > 0).mean())})
 
 
 class Preference(TaskModule):
@@ -74,9 +67,6 @@ class Preference(TaskModule):
     def evaluate(self, batch: Batch) -> tuple[Tensor, list[float]]:
         loss, margins = self._compare(batch)
         return loss, margins.tolist()
-
-    def read_outside_its_module(self) -> list[nn.Parameter]:
-        return list(self.base.get_output_embeddings().parameters())
 
     def _compare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the pairs' losses, and the margins [D]."""

@@ -16,8 +16,7 @@ from distft.model.architecture import Architecture
 from distft.model.load import Loaded
 from distft.task.classification_heads import class_names, classify, is_decoder, require_known
 from distft.task.module import TaskModule
-from distft.task.pairs import Pairs
-from distft.task.preference import margin_scores
+from distft.task.pairs import Pairs, margin_scores
 from distft.task.seam import Scores
 
 NAME = "reward"

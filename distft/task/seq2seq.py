@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from peft import TaskType
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedTokenizerFast
 
@@ -168,9 +168,6 @@ class EncoderDecoder(TaskModule):
         states = states_before_head(self.base, **inputs).flatten(0, 1)
         states = states if self.compute == torch.float32 else states.to(self.compute)
         return LmHead(self.base).loss(states, labels.flatten(), smoothing=self.smoothing)
-
-    def read_outside_its_module(self) -> list[nn.Parameter]:
-        return list(self.base.get_output_embeddings().parameters()) if self._has_plain_head else []
 
     @property
     def _has_plain_head(self) -> bool:

@@ -117,10 +117,10 @@ def test_the_cache_is_its_owners_alone_and_a_killed_runs_rest_is_swept(section, 
     data = section(jsonl(*CHATS))
     folder = prepare(data, smollm2).folder
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
-    folder.rename(folder.with_suffix(".tmp"))  # as a run killed while writing leaves it
-    (folder.with_suffix(".tmp") / "ids.bin").write_bytes(b"torn")
+    left = folder.rename(folder.with_name(f".{folder.name}.0123abcd.tmp"))  # as a run killed while writing leaves it
+    (left / "ids.bin").write_bytes(b"torn")
     assert prepare(data, smollm2).train.num_documents == 40
-    assert not folder.with_suffix(".tmp").exists()
+    assert not left.exists()
 
 
 def test_who_waits_for_the_cache_polls_and_may_be_stopped(section, smollm2, jsonl):

@@ -24,7 +24,7 @@ def test_losses_rates_and_adapter_are_the_same_bits(commands, tiny, tmp_path, en
     again, anyone = tiny(tmp_path / "killed", *changes), WORLD[engine] - 1
     kills = [
         (draw.randint(0, anyone), draw.randint(instants // 3, instants * 2 // 3), ""),
-        (0, draw.randint(1, 5), "manifest_entry"),
+        (0, draw.randint(1, 4), "manifest_entry"),
         (draw.randint(0, anyone), draw.randint(1, instants // 3), ""),
     ]
     for rank, at, function in kills if base == "lora" else kills[:2]:

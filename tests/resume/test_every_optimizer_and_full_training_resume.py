@@ -36,7 +36,7 @@ def test_full_training_is_written_by_both_ranks_and_goes_on_in_the_same_bits(com
 
     assert commands.run(*full("whole", "steps=4", f"engine={engine}"), world_size=2).code == 0
     again = full("cut", "steps=4", f"engine={engine}")
-    for rank, at, function in [(1, 2, "_fsync"), (0, 3, "_step")]:
+    for rank, at, function in [(1, 2, "manifest_entry"), (0, 3, "_step")]:
         killed = commands.run(*again, world_size=2, hook=(count_calls, str(tmp_path / "n"), rank, at, function))
         assert -9 in killed.codes, killed.output
     last = commands.run(*again, world_size=2)

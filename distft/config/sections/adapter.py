@@ -169,14 +169,12 @@ AnyAdapter = Lora | Peft | Bottleneck | Full | Layers | Bitfit | Head
 def option_problems(method: str, options: Mapping[str, Any], own_keys: Mapping[str, str] = {}) -> Iterator[str]:
     """What PEFT's config of a method does not know or take. `own_keys`: its fields that are keys of the section."""
     known = OPTIONS[method]
+    keys = {"target_modules": "targets", "modules_to_save": "modules_to_save", **own_keys}
     for name, value in options.items():
         key = f"adapter.options.{name}"
-        if name in own_keys:
-            setting = f"adapter.{own_keys[name]}={show(value)}"
-            yield f"{key}: is a key of adapter={method}, got {show(value)}; write {setting}"
-        elif name in ("target_modules", "modules_to_save"):
-            ours = "targets" if name == "target_modules" else name
-            yield f"{key}: is a key of every method, got {show(value)}; write adapter.{ours}={show(value)}"
+        if name in keys:
+            owner = f"adapter={method}" if name in own_keys else "every method"
+            yield f"{key}: is a key of {owner}, got {show(value)}; write adapter.{keys[name]}={show(value)}"
         elif name == "total_step":
             yield f"{key}: is the run's own number of steps, got {show(value)}; remove it"
         elif name not in known:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig
 
 from distft.data.loader import Batch
@@ -25,9 +25,6 @@ class Chooser(TaskModule):
         totals = losses.new_zeros(len(tree.documents) * tree.num_answers).index_add_(0, tree.answers, losses)
         likelihoods = -totals.double().cpu().numpy().reshape(len(tree.documents), tree.num_answers)
         return totals.sum(), list(likelihoods)
-
-    def read_outside_its_module(self) -> list[nn.Parameter]:
-        return list(self.base.get_output_embeddings().parameters())
 
     def _read(self, tree: Tree) -> Tensor:
         """Last hidden states [1, N, H]."""
