@@ -132,7 +132,9 @@ class Checkpoints:
             for later in published(self.folder):
                 if step_of(later) > self._saved:
                     aside = set_aside(later, "superseded")
-                    logger.warning("checkpoint %s is of a later step than resume asks for: kept as %s", later, aside.name)
+                    logger.warning(
+                        "checkpoint %s is of a later step than resume asks for: kept as %s", later, aside.name
+                    )
 
     def newest(self) -> Path | None:
         """The newest valid checkpoint. A damaged one is named and passed over. Sweeps what dead saves left behind."""

@@ -15,7 +15,7 @@ class Position(TypedDict):
     step: int
     rows: int
     digest: str
-    """Identity of the tokenised data, both sides."""
+    """Identity of the tokenised data, both splits."""
 
 
 class State(TypedDict):
