@@ -1,4 +1,4 @@
-"""The engine that a config names: one line an engine."""
+"""The engine that a config names: an import and a case an engine, both of which mypy checks."""
 
 from functools import partial
 

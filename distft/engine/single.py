@@ -19,7 +19,7 @@ from distft.task.module import TaskModule
 class Single:
     """Engine of one rank. Its small private methods are where FSDP2 differs."""
 
-    def __init__(self, group: Group, make_optimizer: optim.MakeOptimizer, max_grad_norm: float | None = None):
+    def __init__(self, group: Group, make_optimizer: optim.MakeOptimizer, max_grad_norm: float | None):
         self.device, self.make_optimizer, self.max_grad_norm = group.device, make_optimizer, max_grad_norm
         self.task: TaskModule
         self.parameters: dict[str, nn.Parameter]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,7 +28,7 @@ def evaluate(config: Config, members: list[Member], run: Path, ranks: Ranks) -> 
     with Session.open(config, ranks, data.architecture, data.module, runs=runs, weights=folders) as session:
         rows = HeldOut.of(session, data)
         numbers: dict[str, dict[str, float]] = {}
-        outputs: list[dict[int, Any]] = []
+        outputs: list[dict[int, np.ndarray]] = []
         for member, weights in zip(members, session.trained, strict=True):
             session.engine.load_trainable_state(weights.read)
             predictions = rows.predict()

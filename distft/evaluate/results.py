@@ -32,7 +32,7 @@ class Result:
 class Data:
     """The held-out rows."""
 
-    source: Any
+    source: str | list[Any]
     """`data.eval`, or what share of `data.train`."""
     digest: str
     documents: int
@@ -78,7 +78,7 @@ class Ensemble(Result):
 
 @dataclass(frozen=True)
 class Measurement:
-    """Of a model with a number of shots before each question, on one of lm-eval's tasks where they are asked."""
+    """One model's numbers with one number of shots; `task` is lm-eval's, where there is one."""
 
     model: str
     shots: int

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     log.start(0)
     from distft.merge import adapters
 
-    with whole_folder(target) as folder:
+    with whole_folder(target, alone=True) as folder:
         if others:
             members = [find_weights(each, None) for each in [run, *others]]
             adapter = adapters.combine(config, members, settings, folder)

@@ -8,7 +8,6 @@ import torch
 from accelerate import init_empty_weights
 from peft import TaskType
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from distft.config import schema
 
@@ -35,7 +34,7 @@ class Architecture:
         """The model without weights, on meta."""
         for name, value in self.settings.items():
             setattr(config, name, value)
-        with init_empty_weights(include_buffers=False), no_init_weights():
+        with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = self.auto.from_config(
                 config, dtype=torch.float32, attn_implementation=attention, trust_remote_code=trust_remote_code
             )

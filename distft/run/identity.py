@@ -76,8 +76,9 @@ def _read(file: Path, parse: Callable[[str], Any], key: str, needs: tuple[str, .
         content = parse(file.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
         content = " ".join(str(error).split())
-    if not isinstance(content, dict) or any(name not in content for name in needs):
-        got = f"({content})" if content else "(it is empty)"
+    missing = [name for name in needs if name not in content] if isinstance(content, dict) else []
+    if not isinstance(content, dict) or missing:
+        got = f"(it has no {', '.join(missing)})" if missing else f"({content})" if content else "(it is empty)"
         raise ConfigError(
             f"{key}: {file} must be what this run wrote, and is not {got}; put it back, or give another {key}="
         )

@@ -39,28 +39,36 @@ def whole_folder(path: Path, *, alone: bool = False, replace: bool = False) -> I
     """A new folder beside `path` that takes its place at the end of the block, and is removed on any error.
 
     `alone`: the caller has a lock or owns the place, so what is unfinished there is of the dead and goes at once.
-    `replace`: what stands at `path` makes way; nothing stands there between the two renames, so it must be something
-    that the same command would make again. Raises OSError; FileExistsError where, without `replace`, something other
-    than an empty folder stands at `path` by the end.
+    `replace`: what stands at `path` makes way, and comes back where the new folder cannot take its place, or at the
+    next call after a kill between the two renames. Raises OSError; FileExistsError where, without `replace`, something
+    other than an empty folder stands at `path` by the end.
     """
     path = path.resolve()
+    aside, old = _aside(path), path.with_name(f".{path.name}.old")
+    if replace and old.exists() and not path.exists():
+        old.rename(path)
     sweep(path.parent, glob.escape(path.name), 0.0 if alone else DEAD_S)
-    aside, old = _aside(path), _aside(path)
     aside.mkdir(parents=True)
     try:
         yield aside
         for each in [*aside.rglob("*"), aside]:
-            fsync(each)
+            if not each.is_symlink():
+                fsync(each)
         if replace and path.exists():
+            shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         try:
             aside.rename(path)
         except OSError as error:
+            if replace and old.exists():
+                old.rename(path)
+                raise
             if not path.exists():
                 raise
             raise FileExistsError(error.errno, error.strerror, str(path)) from error
         fsync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        if replace:
+            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

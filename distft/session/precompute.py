@@ -15,6 +15,7 @@ import numpy as np
 
 from distft.data.corpus import Corpus
 from distft.errors import ConfigError, Stopped
+from distft.runtime.files import sweep
 from distft.session.session import Session
 from distft.session.task_data import TaskData
 from distft.task.module import Columns, Precompute
@@ -52,7 +53,9 @@ def _write(kept: Path, asked: Precompute, session: Session, corpus: Corpus, pad_
     group, is_main = session.group, session.group.ranks.is_main
     # Other runs may ask the same at the same time. The first one's stays, and is never replaced: it may be mapped by
     # now, and on NFS a file that another node removes is gone from under its readers. So no whole_folder here.
-    aside = kept.with_name(f".{kept.name}.{uuid.uuid4().hex[:8]}")
+    aside = kept.with_name(f".{kept.name}.{uuid.uuid4().hex[:8]}.tmp")
+    if is_main:
+        sweep(kept.parent)
     # Written by one rank alone: on NFS, what two nodes write to one page of a file is not put together.
     files = _make(aside, asked.columns, corpus.num_targets) if is_main else {}
     ends = np.cumsum(corpus.target_counts)

@@ -39,7 +39,7 @@ class Session:
     loaded: Loaded
     module: TaskModule
     beside: Beside
-    """What lies beside what trains in its file."""
+    """Tensors that do not train but lie in the weights' file."""
     trained: list[TensorFolder]
     """What was trained before, as asked for; not loaded yet."""
 

@@ -1,4 +1,4 @@
-"""The task that a config names: one line a task."""
+"""The task that a config names: an import and a case a task, both of which mypy checks."""
 
 from distft.config import schema
 from distft.task.seam import Task

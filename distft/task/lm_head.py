@@ -78,7 +78,7 @@ class LmHead:
         return sum(biases[1:], biases[0]) if biases else None
 
     def _as_given(self) -> dict[str, Any]:
-        """To the functions of `distft.task.loss`."""
+        """Arguments for the functions of `distft.task.loss`."""
         return {"weight": self.layer.weight, "bias": self._biases(), "scale": self.scale, "softcap": self.softcap}
 
 

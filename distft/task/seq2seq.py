@@ -164,7 +164,9 @@ class EncoderDecoder(TaskModule):
         inputs = {"input_ids": sources, "attention_mask": mask, "decoder_input_ids": before, "use_cache": False}
         if not self._has_plain_head:
             logits = self.base(**inputs).logits.flatten(0, 1).float()
-            return F.cross_entropy(logits, labels.flatten(), reduction="sum", label_smoothing=self.smoothing)
+            return F.cross_entropy(
+                logits, labels.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=self.smoothing
+            )
         states = states_before_head(self.base, **inputs).flatten(0, 1)
         states = states if self.compute == torch.float32 else states.to(self.compute)
         return LmHead(self.base).loss(states, labels.flatten(), smoothing=self.smoothing)

@@ -14,7 +14,7 @@ SEPARATOR = "/"
 
 @dataclass(frozen=True)
 class Change:
-    """Of one number over a run."""
+    """One number before and after a run."""
 
     before: float
     after: float

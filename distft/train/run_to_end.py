@@ -49,7 +49,7 @@ def _checkpoint(run: Run, step: int) -> Path:
 
 
 def _step_to_publish(run: Run) -> int:
-    """Of the checkpoint that `adapter/` is made of: the best one under early stopping, where it is there."""
+    """The step whose checkpoint becomes `adapter/`: the best under early stopping, if it is there."""
     last, best = run.progress.step, run.progress.best_step
     if run.config.evaluation.patience is None or best is None:
         return last

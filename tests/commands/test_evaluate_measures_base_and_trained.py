@@ -40,7 +40,7 @@ def test_a_second_evaluation_gives_the_same_numbers_and_replies(trained, command
         results.append({key: value for key, value in result(run).items() if key != "time"})
     assert results[0] == results[1]
     assert len(results[0]["samples"]) == 2
-    assert not (run / ".evaluation.json").exists()
+    assert not list(run.glob(".evaluation*")), "nothing is left beside it"
 
 
 MEETING = """

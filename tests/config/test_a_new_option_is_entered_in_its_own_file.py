@@ -79,7 +79,7 @@ BESIDE = {
     "p_tuning": UNPACKED,
 }
 HEADLESS = "be one that is saved with the new head of task=stars, got {}, in whose files PEFT keeps no other modules"
-VIRTUAL = "be one that task=stars can use, got {}, whose virtual tokens only task=causal_lm passes over"
+VIRTUAL = "be one that task=stars can use, got {}, whose virtual tokens its model does not pass over"
 REFUSED = {
     "adaption_prompt": HEADLESS.format("adaption_prompt"),
     "trainable_tokens": HEADLESS.format("trainable_tokens"),
@@ -109,7 +109,7 @@ def test_a_task_with_a_head_is_refused_to_the_methods_that_cannot_save_it(told, 
         (["regularisation.label_smoothing=0.1"], "regularisation.label_smoothing: must be 0 with task=stars"),
         (
             ["regularisation.r_drop=1", "adapter.dropout=0.1"],
-            "regularisation.r_drop: is part of the loss of task=causal_lm, got 1 with task=stars",
+            "regularisation.r_drop: must be 0 with task=stars, whose loss does not compare two dropout masks, got 1",
         ),
         (
             ["adapter=bottleneck", "model.quantization=nf4"],

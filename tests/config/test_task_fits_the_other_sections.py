@@ -124,7 +124,7 @@ def test_a_teacher_that_is_not_there_is_told(problems):
         ),
         (
             ["+exp=sequence_classification", "adapter.dropout=0.1", "regularisation.r_drop=1"],
-            "regularisation.r_drop: is part of the loss of task=causal_lm, got 1 with task=sequence_classification",
+            "regularisation.r_drop: must be 0 with task=sequence_classification, whose loss does not compare",
         ),
         (["+exp=preference", "regularisation=neftune"], "regularisation.neftune_alpha: must have one text a row"),
         (["+exp=preference", "adapter=bottleneck"], "adapter: must be one that can be switched off"),

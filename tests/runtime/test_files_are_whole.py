@@ -199,3 +199,27 @@ def test_every_text_that_is_read_or_written_names_its_encoding():
         if called.startswith("subprocess."):
             found += [f"{file}:{call.lineno} {called}"] if keys & {"text", "universal_newlines"} else []
     assert found == []
+
+
+def test_a_folder_that_cannot_be_replaced_comes_back(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.endswith(".tmp"):
+            raise PermissionError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError), whole_folder(tmp_path / "a", alone=True, replace=True) as folder:
+        (folder / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a" / "old").exists()
+
+
+def test_a_kill_between_the_two_renames_is_mended_by_the_next_call(tmp_path):
+    (tmp_path / ".a.old").mkdir()
+    (tmp_path / ".a.old" / "old").touch()
+    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "a", alone=True, replace=True):
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a" / "old").exists()

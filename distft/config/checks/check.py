@@ -17,7 +17,7 @@ from distft.config.checks import engine as check_engine
 from distft.config.checks import task as check_task
 from distft.config.keys import nearest
 from distft.config.schema import AnyEngine, AnyTracking, Model
-from distft.config.sections.section import odd
+from distft.config.sections.section import with_control_characters
 
 Check = Callable[..., Iterator[str]]
 
@@ -60,7 +60,7 @@ def _length(steps: int | None, epochs: float | None) -> Iterator[str]:
 
 
 def _run_root(run_root: str) -> Iterator[str]:
-    if not run_root.strip() or odd([run_root]):
+    if not run_root.strip() or with_control_characters([run_root]):
         yield f"run_root: must be a folder's path without control characters, got {run_root!r}; use run_root=runs"
 
 

@@ -82,8 +82,8 @@ def _warmup(optim: AnyOptim, steps: int | None) -> Iterator[str]:
 def _gpu(engine: AnyEngine) -> Iterator[str]:
     if gpu_is_likely():
         return
-    for key in ("offload", "offload_optimizer", "offload_params"):
-        if getattr(engine, key, False):
+    for key in [key for key in type(engine).model_fields if key.startswith("offload")]:
+        if getattr(engine, key):
             yield f"engine.{key}: must have a GPU to offload from, got a machine without one; use engine.{key}=false"
 
 

@@ -56,7 +56,7 @@ def _method(task: AnyTask, adapter: AnyAdapter) -> Iterator[str]:
     if adapter.traits.virtual_tokens and not task.traits.virtual_tokens:
         yield (
             f"adapter.method: must be one that task={task.name} can use, got {adapter.method}, whose virtual tokens "
-            "only task=causal_lm passes over; use adapter=lora"
+            "its model does not pass over; use adapter=lora"
         )
     if task.traits.has_head and not adapter.traits.keeps_heads:
         yield (
@@ -91,8 +91,8 @@ def _regularisation(task: AnyTask, regularisation: Regularisation) -> Iterator[s
         )
     if regularisation.r_drop and not task.traits.r_drop:
         yield (
-            f"regularisation.r_drop: is part of the loss of task=causal_lm, got {regularisation.r_drop:g} with "
-            f"task={task.name}; use regularisation.r_drop=0"
+            f"regularisation.r_drop: must be 0 with task={task.name}, whose loss does not compare two dropout masks, "
+            f"got {regularisation.r_drop:g}; use regularisation.r_drop=0"
         )
     for name in ("neftune_alpha", "fgm_epsilon"):
         value = getattr(regularisation, name)
@@ -108,7 +108,7 @@ def _reference(task: AnyTask, adapter: AnyAdapter) -> Iterator[str]:
     if reference and not adapter.traits.is_peft:
         yield (
             f"adapter: must be one that can be switched off where the base is the reference of {reference}, "
-            f"got {adapter.method}; use adapter=lora, or a task.loss without a reference: orpo, simpo"
+            f"got {adapter.method}; use adapter=lora, or a task.loss without a reference"
         )
     elif reference and changed:
         yield (

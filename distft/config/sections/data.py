@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from distft.config.keys import show
-from distft.config.sections.section import Fraction, Section, odd, problems_of
+from distft.config.sections.section import Fraction, Section, problems_of, with_control_characters
 from distft.runtime.location import locate
 
 
@@ -73,7 +73,10 @@ class Data(Section):
             if not paths or not all(path.strip() for path in paths):
                 given = show(getattr(self, key))
                 yield f"data.{key}: must name at least one source, got {given}; give data.{key}=my.jsonl"
-            yield from (f"data.{key}: must hold no control characters, got {path!r}; rename it" for path in odd(paths))
+            yield from (
+                f"data.{key}: must hold no control characters, got {path!r}; rename it"
+                for path in with_control_characters(paths)
+            )
         if self.eval is not None and self.eval_fraction:
             yield (
                 f"data.eval_fraction: must be 0 where data.eval is set, got {self.eval_fraction:g}; "

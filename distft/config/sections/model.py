@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from distft.config.keys import show
-from distft.config.sections.section import Section, odd, problems_of
+from distft.config.sections.section import Section, problems_of, with_control_characters
 from distft.runtime.location import choose
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -44,7 +44,10 @@ class Model(Section):
         given = [self.source] if isinstance(self.source, str) else self.source
         if not given or not all(source.strip() for source in given):
             yield f"{key}.source: must name a model, got {show(self.source)}; give a hub id, a folder or a .gguf file"
-        yield from (f"{key}.source: must hold no control characters, got {each!r}; rename it" for each in odd(given))
+        yield from (
+            f"{key}.source: must hold no control characters, got {each!r}; rename it"
+            for each in with_control_characters(given)
+        )
         if self.trust_remote_code and not _COMMIT.fullmatch(self.revision or ""):
             yield (
                 f"{key}.trust_remote_code: must have {key}.revision pinned to a commit (40 hex digits), "

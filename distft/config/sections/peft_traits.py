@@ -46,7 +46,7 @@ DIFFERENT = {
     "trainable_tokens": AdapterTraits(targets="[embed_tokens]", needs={"token_indices": "[0,1]"}, keeps_heads=False),
     "vblora": AdapterTraits(unshardable="all blocks share its vectors, and blocks are sharded one by one"),
 }
-"""Methods of PEFT of which not all is as the defaults have it."""
+"""Methods of PEFT whose traits differ from the defaults."""
 
 
 def traits_of(method: str) -> AdapterTraits:

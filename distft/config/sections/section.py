@@ -27,8 +27,8 @@ class Section(BaseModel):
         yield from ()
 
 
-def odd(texts: Iterable[str]) -> list[str]:
-    """Those with control characters."""
+def with_control_characters(texts: Iterable[str]) -> list[str]:
+    """The texts that hold control characters."""
     return [text for text in texts if _CONTROL.search(text)]
 
 

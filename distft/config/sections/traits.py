@@ -12,7 +12,7 @@ Formats = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class AdapterTraits:
-    """Of what trains; the defaults are those of a method of PEFT."""
+    """Facts of an adapter; the defaults are those of a method of PEFT."""
 
     is_peft: bool = True
     """PEFT attaches and saves it, and can switch it off."""
@@ -21,7 +21,7 @@ class AdapterTraits:
     every_weight: bool = False
     """All of them do."""
     starts_as_base: bool = False
-    """The model computes what its base does as long as nothing is trained, and needs what was taken from the base."""
+    """Untrained, the model computes what its base does. Switched off, it may lack a part of the base (PiSSA)."""
     changes_base: str = ""
     """The `adapter.init` that takes a part of the base's weights away: before they are quantised, in float32."""
     fits_quantisation: bool = False
@@ -64,7 +64,7 @@ class AdapterTraits:
 
 @dataclass(frozen=True)
 class EngineTraits:
-    """Of an engine; the defaults are those of one process."""
+    """Facts of an engine; the defaults are those of one process."""
 
     one_rank: bool = False
     """It runs on one rank only."""
@@ -82,7 +82,7 @@ class EngineTraits:
 
 @dataclass(frozen=True)
 class TaskTraits:
-    """Of a task; the defaults are those of one with labels and a loss of its own."""
+    """Facts of a task; the defaults are those of one with labels and a loss of its own."""
 
     formats: Formats
     metrics: tuple[str, ...]

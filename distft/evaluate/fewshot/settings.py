@@ -1,4 +1,4 @@
-"""What is asked of whom: the settings of a comparison by prompt. Imports no torch."""
+"""Settings of a comparison by prompt. Imports no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -14,8 +14,6 @@ from distft.config import schema
 from distft.model.adapter import bottleneck, own_weights, peft_methods
 from distft.model.adapter.peft_methods import ADAPTER
 
-__all__ = ["ADAPTER", "attach", "describe_trainable", "initialise"]
-
 
 def attach(
     model: PreTrainedModel,
