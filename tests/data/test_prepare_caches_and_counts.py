@@ -67,6 +67,16 @@ def test_each_option_that_touches_tokens_is_in_the_key(section, smollm2, jsonl, 
     assert prepare(section(train, **options), smollm2).folder != folder
 
 
+IN_THE_KEY_BESIDES = {"train", "eval", "replay", "replay_share"}  # by content and weight
+OF_THE_READER = {"loss_on", "chat_template"}  # its options, and the tokenizer's template
+NOT_OF_TOKENS = {"packing", "global_batch", "micro_batch", "num_workers", "cache_dir"}
+
+
+def test_a_new_option_of_the_data_is_said_to_touch_tokens_or_not():
+    """One that does and is not in the key would have an older cache taken for the data asked for."""
+    assert set(module.OPTIONS) | IN_THE_KEY_BESIDES | OF_THE_READER | NOT_OF_TOKENS == set(schema.Data.model_fields)
+
+
 def test_data_tokenizer_template_and_code_are_in_the_key(section, tokenizer, jsonl, tmp_path, monkeypatch):
     folders = [prepare(section(jsonl(*CHATS)), tokenizer).folder]
 
