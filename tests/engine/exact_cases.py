@@ -52,7 +52,7 @@ def reference_gradients(group: Group, config: schema.Config) -> tuple[float, dic
 
 def engine_gradients(group: Group, config: schema.Config) -> tuple[float, dict[str, Tensor]]:
     """The same step through `single`: packed or padded, in micro-batches."""
-    engine, loader = Single(group, partial(optim.build, config.optim)), engine_cases.loader(config, group)
+    engine, loader = Single(group, partial(optim.build, config.optim), None), engine_cases.loader(config, group)
     engine.start(double_task(config, group))
     loss = engine_cases.accumulate(engine, loader, 0) / loader.target_tokens(0)
     return loss, dict(engine.gradients())
