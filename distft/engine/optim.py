@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -28,7 +28,9 @@ def build(
         return AdamW8bit(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
     if isinstance(settings, schema.Sgd):
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-    return torch.optim.Adafactor(groups, lr=settings.lr)
+    if isinstance(settings, schema.Adafactor):
+        return torch.optim.Adafactor(groups, lr=settings.lr)
+    assert_never(settings)  # mypy names an optimizer that is left out here
 
 
 def _groups(settings: schema.AnyOptim, parameters: dict[str, nn.Parameter], ratio: float) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """The tracker of a run: metrics.jsonl, and its mirrors: console, status.json, report, W&B or TensorBoard."""
 
+from typing import assert_never
+
 from distft.config import schema
 from distft.tracking.fan_out import FanOut, NullTracker
 from distft.tracking.seam import Tracker
@@ -23,5 +25,7 @@ def build(tracking: schema.AnyTracking, *, global_rank: int) -> Tracker:
         from distft.tracking.tensorboard import TensorboardMirror
 
         mirrors["tensorboard"] = TensorboardMirror()
+    elif not isinstance(tracking, schema.NoTracking):
+        assert_never(tracking)  # mypy names a tracker that is left out here
     mirrors["report.html"] = Report()
     return FanOut(MetricsFile(), mirrors)

@@ -98,7 +98,7 @@ class TaskTraits:
     replies: bool = False
     """The model can be asked for replies to prompts (`evaluation.samples`)."""
     averages: bool = False
-    """What several models say of a row has a mean: probabilities of labels, or values."""
+    """What several models say of a row has a mean: probabilities of labels, or values, as `kind` in its facts says."""
     has_head: bool = True
     """The model gets a head that no base has."""
     smoothed: bool = False
