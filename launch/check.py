@@ -138,12 +138,11 @@ def _data(config: Config) -> list[str]:
 
     problems: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for key, given in (("data.train", config.data.train), ("data.eval", config.data.eval)):
-            if given:
-                try:
-                    resolved, wrong = source.resolve(given, key, lambda file: "")
-                    formats = config.task.traits.formats
-                    problems += [*wrong, *source.open_parts(resolved, config.data.format, formats, Path(scratch))[1]]
-                except ConfigError as error:
-                    problems += error.problems
+        for key, sources in config.data.sources.items():
+            try:
+                resolved, wrong = source.resolve(sources, f"data.{key}", lambda file: "")
+                formats = config.task.traits.formats
+                problems += [*wrong, *source.open_parts(resolved, config.data.format, formats, Path(scratch))[1]]
+            except ConfigError as error:
+                problems += error.problems
     return problems

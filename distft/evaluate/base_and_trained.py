@@ -32,9 +32,7 @@ def evaluate(run: Path, config: Config, checkpoint: str | None, ranks: Ranks) ->
     """
     weights = find_weights(run, checkpoint)
     data = read_held_out(config, facts_beside(weights))
-    with Session.open(
-        config, ranks, data.architecture, data.module, logs=run, runs=[run], weights=[weights]
-    ) as session:
+    with Session.open(config, ranks, data, logs=run, runs=[run], weights=[weights]) as session:
         precompute(session, data, ["eval"])
         rows, replies = HeldOut.of(session, data), Replies(session, data)
         as_base = nullcontext() if config.adapter.traits.starts_as_base else session.module.without_adapter()

@@ -25,7 +25,7 @@ def evaluate(config: Config, members: list[Member], run: Path, ranks: Ranks) -> 
     runs, folders = [each.run for each in members], [each.weights for each in members]
     require_same_facts(folders, "ensemble")
     data = read_held_out(config, facts_beside(folders[0]))
-    with Session.open(config, ranks, data.architecture, data.module, runs=runs, weights=folders) as session:
+    with Session.open(config, ranks, data, runs=runs, weights=folders) as session:
         rows = HeldOut.of(session, data)
         numbers: dict[str, dict[str, float]] = {}
         outputs: list[dict[int, np.ndarray]] = []

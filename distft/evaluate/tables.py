@@ -74,5 +74,5 @@ def _table(left: list[str], right: list[str], title: str) -> Table:
 
 
 def _names(rows: Iterable[Numbers]) -> list[str]:
-    """Of all metrics, each once."""
+    """The names of all metrics, each once."""
     return list(dict.fromkeys(name for numbers in rows for name in numbers))

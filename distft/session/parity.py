@@ -94,7 +94,7 @@ def logits(model: nn.Module, rows: list[Tensor]) -> list[Tensor]:
 
 
 def losses(of: Tensor, row: Tensor) -> Tensor:
-    """Of a language model the losses of the row's tokens, of any other those of the classes that it gives."""
+    """Token losses of a language model; of any other, losses of the classes that it gives."""
     if of.shape[:2] == row.shape and of.shape[-1] > row.max():
         return F.cross_entropy(of[0, :-1], row[0, 1:], reduction="none")
     return -of.log_softmax(-1).amax(-1).flatten()

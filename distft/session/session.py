@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from torch import nn
 
@@ -25,6 +26,15 @@ from distft.runtime.env import Ranks
 from distft.runtime.group import Group
 from distft.runtime.stop import StopFlag
 from distft.task.module import TaskModule
+
+
+class Blueprint(Protocol):
+    """Which model to make of the base, and the module around it."""
+
+    @property
+    def architecture(self) -> Architecture: ...
+
+    def module(self, loaded: Loaded) -> TaskModule: ...
 
 
 @dataclass(frozen=True)
@@ -49,8 +59,7 @@ class Session:
         cls,
         config: schema.Config,
         ranks: Ranks,
-        architecture: Architecture,
-        module_of: Callable[[Loaded], TaskModule],
+        blueprint: Blueprint,
         *,
         logs: Path | None = None,
         joined: Callable[[Group], None] = lambda group: None,
@@ -67,7 +76,7 @@ class Session:
         if logs is not None:
             log.to_folder(logs, ranks.global_rank)
         joined(group)
-        yield cls.start(config, group, architecture, module_of, stop=stop, runs=runs, weights=weights)
+        yield cls.start(config, group, blueprint, stop=stop, runs=runs, weights=weights)
         group.barrier()
         group.leave()
 
@@ -76,8 +85,7 @@ class Session:
         cls,
         config: schema.Config,
         group: Group,
-        architecture: Architecture,
-        module_of: Callable[[Loaded], TaskModule],
+        blueprint: Blueprint,
         *,
         stop: StopFlag | None = None,
         runs: Sequence[Path] = (),
@@ -102,11 +110,11 @@ class Session:
             seed=config.seed,
             device=group.device,
             shard=shard,
-            architecture=architecture,
+            architecture=blueprint.architecture,
         )
         for run in runs:
             check_same_base(run, loaded.identity)
-        module = module_of(loaded)
+        module = blueprint.module(loaded)
         module.regularise(config.regularisation)
         beside, stem = saved.beside(loaded.model), saved.weights_file(loaded.model)
         trained = [open_weights(folder, stem, saved.trainable(loaded.model), beside.names) for folder in weights]

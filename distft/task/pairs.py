@@ -106,7 +106,7 @@ class Pairs:
 
 
 def margin_scores(outputs: Mapping[int, float]) -> Scores:
-    """Of one margin a pair; a pair counts as right if its chosen answer is ahead."""
+    """The mean margin, and as accuracy the share of pairs whose chosen answer is ahead."""
     margins = np.array([outputs[i] for i in sorted(outputs)])
     return Scores({"margin": float(margins.mean()), "accuracy": float((margins > 0).mean())})
 

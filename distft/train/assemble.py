@@ -15,7 +15,7 @@ from distft.session.session import Session
 from distft.session.task_data import TaskData
 from distft.tracking import build as trackers
 from distft.tracking.seam import Lines, RunInfo, Tracker
-from distft.train.loop import Progress, Run
+from distft.train.loop import Origin, Progress, Run
 from distft.train.plan import describe_run
 
 
@@ -53,13 +53,13 @@ def assemble(session: Session, folder: RunFolder, data: TaskData, earlier: dict[
         stop=session.stop,
         progress=progress,
         data_digest=digest,
-        facts={
-            "run_id": run_id,
-            "base": base,
-            "world_size": ranks.world_size,
-            "engine": config.engine.name,
-            "resumed_from": None if config.resume in ("auto", "never") else config.resume,
-        },
+        origin=Origin(
+            run_id=run_id,
+            base=base,
+            world_size=ranks.world_size,
+            engine=config.engine.name,
+            resumed_from=None if config.resume in ("auto", "never") else config.resume,
+        ),
     )
 
 

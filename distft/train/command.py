@@ -56,8 +56,7 @@ def train(config: Config, ranks: Ranks, stop: StopFlag) -> Path:
         with Session.open(
             config,
             ranks,
-            data.architecture,
-            data.module,
+            data,
             logs=folder.path,
             joined=partial(_require_fit_nodes, folder),
             stop=stop,

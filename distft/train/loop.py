@@ -52,6 +52,19 @@ class Progress:
         return cls(**{part.name: state[part.name] for part in fields(cls)})
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a checkpoint is from: what `state.json` says besides the progress."""
+
+    run_id: str
+    base: dict[str, Any]
+    """Identity of the base model."""
+    world_size: int
+    engine: str
+    resumed_from: str | None
+    """What `resume` said, where it was a path."""
+
+
 @dataclass
 class Run:
     """The parts of a run, joined."""
@@ -70,8 +83,7 @@ class Run:
     progress: Progress
     data_digest: str
     """Identity of the tokenised data, both splits."""
-    facts: dict[str, Any]
-    """What `state.json` says besides the progress."""
+    origin: Origin
 
 
 def train(run: Run) -> bool:
@@ -106,7 +118,7 @@ def save(run: Run) -> None:
             "num_steps": run.loader.num_steps,
         },
         "rng": {"rule": "seed of each batch = hash(seed, step, first row)", "seed": run.config.seed},
-        **run.facts,
+        **asdict(run.origin),
     }
     run.checkpoints.save(run.engine, run.progress.step, state, run.schedule.state())
 

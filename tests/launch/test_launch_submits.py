@@ -142,3 +142,14 @@ def test_a_wrong_job_is_refused_and_nothing_is_queued(tmp_path, fake_slurm, word
     assert done.returncode == 2, done.stdout + done.stderr
     assert told in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "submitted.sh").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("more", [["data.train="], ["data.eval_fraction=0", "data.eval="], ["data.replay="]])
+def test_every_source_is_opened_before_a_job_waits_for_it(tmp_path, fake_slurm, more):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": 1}\n')
+    *words, key = more
+    done = launch("cluster=slurm", *words, f"{key}{bad}", f"run_root={tmp_path}/runs", env=fake_slurm)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"{key.removesuffix('=')}: columns must be those of one of the formats, got question" in done.stderr
+    assert not (tmp_path / "submitted.sh").exists()

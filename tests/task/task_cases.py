@@ -36,7 +36,7 @@ def config(task: dict[str, Any], model: dict[str, Any], data: dict[str, Any], **
 
 def start(group: Group, config: schema.Config) -> tuple[Engine, Loader, HeldOut, TaskModule]:
     data = read(config)
-    session = Session.start(config, group, data.architecture, data.module)
+    session = Session.start(config, group, data)
     engine, corpus = session.engine, data.prepared.train
     state = {name: tensor.clone() for name, tensor in engine.trainable_state()}
     for number, name in enumerate(sorted(state)):
@@ -66,6 +66,8 @@ def one_step(group: Group, config: schema.Config) -> tuple[float, dict[str, Tens
             part.p = 0.0
     scores = rows.score()
     assert scores is not None
+    measured = set(rows.data.task.metrics(rows.data.facts))
+    assert set(scores.numbers) - {"loss", "perplexity"} == measured <= set(config.task.traits.metrics)
     batches, targets = list(loader.micro_batches(0)), loader.target_tokens(0)
     losses = [engine.accumulate(batch, targets, last=i == len(batches) - 1) for i, batch in enumerate(batches)]
     loss = group.table(torch.stack(losses).sum().item()).sum().item() / targets

@@ -40,8 +40,8 @@ def _quantization(model: Model, adapter: AnyAdapter) -> Iterator[str]:
         )
     if adapter.traits.fits_quantisation and model.quantization == "none":
         yield (
-            "adapter.init: loftq fits the error of quantisation and must have one, got model.quantization=none; "
-            "use model.quantization=nf4, or adapter.init=default"
+            f"adapter.init: {adapter.traits.changes_base} fits the error of quantisation and must have one, got "
+            "model.quantization=none; use model.quantization=nf4, or adapter.init=default"
         )
 
 

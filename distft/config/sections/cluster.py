@@ -12,7 +12,7 @@ Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 class Local(Section):
-    # What else a cluster has.
+    # Slurm's keys, and what else others read of any cluster.
     exclude: ClassVar[None] = None
     time_min: ClassVar[None] = None
     preflight: ClassVar[bool] = False

@@ -1,6 +1,6 @@
 """Labelled rows asked through a prompt: base and adapters, with no shots and with some, in one table."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from transformers import AutoModelForCausalLM
@@ -29,8 +29,8 @@ def compare(config: Config, wanted: Wanted, ranks: Ranks) -> FewShot:
     asked = ask(config, wanted)
     labelled = asked[0].labelled
     runs, weights = [each.run for each in wanted.members], [each.weights for each in wanted.members]
-    model = architecture(config, wanted)
-    with Session.open(config, ranks, model, chooser, runs=runs, weights=weights) as session:
+    model = Choosing(architecture(config, wanted))
+    with Session.open(config, ranks, model, runs=runs, weights=weights) as session:
         result = FewShot(
             prompt=wanted.prompt.file,
             words={label: wanted.prompt.word(label) for label in labelled.labels},
@@ -79,12 +79,18 @@ def architecture(config: Config, wanted: Wanted) -> Architecture:
     return found
 
 
-def chooser(loaded: Loaded) -> Chooser:
-    """The model as one that chooses. Raises ConfigError for an encoder."""
-    made = Chooser(loaded.model, loaded.compute_dtype)
-    if any(getattr(part, "is_causal", True) is False for part in made.base.base_model.modules()):
-        raise ConfigError(
-            f"prompt: must be asked of a model that writes text, got an encoder, {type(made.base).__name__}; "
-            "take another model"
-        )
-    return made
+@dataclass(frozen=True)
+class Choosing:
+    """The model as one that chooses."""
+
+    architecture: Architecture
+
+    def module(self, loaded: Loaded) -> Chooser:
+        """Raises ConfigError for an encoder."""
+        made = Chooser(loaded.model, loaded.compute_dtype)
+        if any(getattr(part, "is_causal", True) is False for part in made.base.base_model.modules()):
+            raise ConfigError(
+                f"prompt: must be asked of a model that writes text, got an encoder, {type(made.base).__name__}; "
+                "take another model"
+            )
+        return made
