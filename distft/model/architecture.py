@@ -30,8 +30,8 @@ class Architecture:
     teacher: schema.Model | None = None
     """A second causal model, frozen, that is loaded beside it."""
 
-    def skeleton(self, config: Any, attention: str, trust_remote_code: bool = False) -> PreTrainedModel:
-        """The model without weights, on meta."""
+    def skeleton(self, config: Any, attention: str | None, trust_remote_code: bool = False) -> PreTrainedModel:
+        """The model without weights, on meta; without an `attention` by the one that `transformers` takes for it."""
         for name, value in self.settings.items():
             setattr(config, name, value)
         with init_empty_weights(include_buffers=False):

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from distft.config import schema
 from distft.errors import ConfigError
-from distft.model import attention, gguf
+from distft.model import attention, gguf, isolation
 from distft.model.adapter import attach as adapter
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.hf_config import read_hf_config
@@ -99,7 +99,7 @@ def load(
     attention.register()
     stored, compute = DTYPES[config.dtype], compute_dtype(config, device)
     implementation = _attention(config.attention, adapter_config, device, architecture)
-    skeleton = architecture.skeleton(read_hf_config(config), implementation, config.trust_remote_code)
+    skeleton = _skeleton(config, architecture, implementation)
     heads = architecture.new_modules(skeleton)
     skeleton.config.use_cache = False
     skeleton.tie_weights()
@@ -138,6 +138,24 @@ def load(
         teacher = load(architecture.teacher, None, seed=seed, device=device, shard=shard)
         identity["teacher"] = teacher.identity
     return Loaded(model, compute, trainable, identity, teacher)
+
+
+def _skeleton(config: schema.Model, architecture: Architecture, attention: str) -> PreTrainedModel:
+    """The model on meta, by `attention`, or by its own where that was not asked for and it knows no other."""
+    try:
+        skeleton = architecture.skeleton(read_hf_config(config), attention, config.trust_remote_code)
+        fits = config.attention != "auto" or isolation.can_switch(skeleton)
+    except (KeyError, ValueError, ImportError) as error:
+        if config.attention != "auto":
+            raise ConfigError(
+                f"model.attention: must be one that the model knows, got {attention} "
+                f"({' '.join(str(error).split())[:200]}); set model.attention=auto"
+            ) from error
+        fits = False
+    if not fits:
+        skeleton = architecture.skeleton(read_hf_config(config), None, config.trust_remote_code)
+    isolation.offer(skeleton, config.attention)
+    return skeleton
 
 
 def _units(skeleton: PreTrainedModel) -> Iterator[tuple[str, list[nn.Module]]]:

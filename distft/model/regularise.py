@@ -29,6 +29,11 @@ class Regulariser:
         if layers and model.peft_config[ADAPTER].orth_reg_weight:
             self._orthogonality = Orthogonality(layers, model.peft_config[ADAPTER].orth_reg_weight)
 
+    @property
+    def knows_rows(self) -> bool:
+        """Whether embeddings are changed by where documents lie in the batch's rows."""
+        return bool(self._parts)
+
     def begin(self, training: bool, seed: int, ends: Tensor) -> None:
         """`seed` of the batch; `ends` of its documents over the flat tokens."""
         for part in self._parts:

@@ -18,8 +18,9 @@ from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
+from distft.model.packed import sees_ahead
 from distft.task.chat import Template
-from distft.task.lm_head import LmHead, by_chunks
+from distft.task.lm_head import by_chunks
 from distft.task.module import TaskModule
 from distft.task.seam import Scores
 
@@ -77,7 +78,7 @@ class CausalLM(TaskModule):
         hidden, targets = self.encode(batch).flatten(0, 1), batch.targets.flatten()
         right = torch.zeros_like(targets)
         kept = (targets != IGNORED).nonzero().squeeze(1)
-        right[kept] = (LmHead(self.base).likeliest(hidden.index_select(0, kept)) == targets[kept]).long()
+        right[kept] = (self.head.likeliest(hidden.index_select(0, kept)) == targets[kept]).long()
         found = torch.stack([right, (targets != IGNORED).long()], 1)
         assert batch.segments is not None
         bounds = batch.segments[:, 0, 0], batch.segments[:, -1, 1]
@@ -85,17 +86,17 @@ class CausalLM(TaskModule):
         return self._loss(hidden, targets), each
 
     def _loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        return LmHead(self.base).loss(hidden, targets, smoothing=self.smoothing)
+        return self.head.loss(hidden, targets, smoothing=self.smoothing)
 
     def _pair_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """R-Drop's loss over the same tokens under two dropout masks, one after the other in `hidden`."""
-        of_chunk = partial(_pair_loss, LmHead(self.base).logits, self.regularisation)
+        of_chunk = partial(_pair_loss, self.head.logits, self.regularisation)
         return by_chunks(of_chunk, targets.chunk(2)[0], *hidden.chunk(2))
 
 
 def require_decoder(model: PreTrainedModel, task: str) -> None:
     """Raises ConfigError for a model that sees the tokens it has to predict."""
-    if any(getattr(module, "is_causal", True) is False for module in model.base_model.modules()):
+    if sees_ahead(model):
         raise ConfigError(
             f"model.source: must be a decoder for task={task}, got a {model.config.model_type}, an encoder, whose "
             "tokens see those after them; take a causal language model"

@@ -24,7 +24,7 @@ from distft.model.tokenizer import load_tokenizer
 from distft.task import divergence
 from distft.task.causal_lm import CausalLM, require_decoder
 from distft.task.chat import Template
-from distft.task.lm_head import LmHead
+from distft.task.lm_head import Finish
 from distft.task.module import Precompute, TaskModule
 from distft.task.seam import Scores
 
@@ -87,6 +87,10 @@ class Distillation(TaskModule):
             self.precompute = _precompute(config, self.shared, loaded.teacher, self._remember)
         self.remembered: dict[str, Remembered] = {}
 
+    def settle(self, device: torch.device, rows: list[Tensor] | None = None) -> None:
+        super().settle(device, rows)
+        self.teacher.settle(device, rows)
+
     def loss(self, batch: Batch) -> Tensor:
         return self._compare(batch)[0]
 
@@ -118,7 +122,7 @@ class Distillation(TaskModule):
 
         def measure(states: Tensor, weight: Tensor, bias: Tensor | None, rows: slice) -> tuple[Tensor, Tensor]:
             ids, target = says(rows)
-            logits = to_logits(model, states, weight, bias)
+            logits = to_logits(self.finish, states, weight, bias)
             found = divergence.in_bins(logits[:, : self.shared] / config.temperature, ids)
             kl = divergence.divergence(target, found, config.direction)
             cross_entropy = F.cross_entropy(logits, labels[rows], reduction="none")
@@ -138,7 +142,7 @@ class Distillation(TaskModule):
 
         @torch.no_grad()
         def compute(rows: slice) -> divergence.Bins:
-            logits = to_logits(teacher, states[rows], head.weight, head.bias)[:, : self.shared]
+            logits = to_logits(self.teacher.finish, states[rows], head.weight, head.bias)[:, : self.shared]
             return divergence.bins(logits / self.config.temperature, self.config.top_k)
 
         return compute
@@ -208,10 +212,10 @@ def _by_document(values: Tensor, batch: Batch) -> list[np.ndarray]:
     return [part.cpu().numpy() for part in values.tensor_split(bounds.cpu())] if batch.documents else []
 
 
-def to_logits(model: PreTrainedModel, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def to_logits(finish: Finish, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Float32 logits [n, V] as the model's head makes them."""
     bias = None if bias is None else bias.to(hidden.dtype)
-    return LmHead(model).finished(F.linear(hidden, weight.to(hidden.dtype), bias))
+    return finish(F.linear(hidden, weight.to(hidden.dtype), bias))
 
 
 def _require_plain_head(model: PreTrainedModel, key: str) -> None:

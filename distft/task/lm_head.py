@@ -1,10 +1,12 @@
 """A language model's output layer: token losses straight from hidden states, so that the full logits never exist.
 
-Where the layer is plain linear the loss goes by tiles of the vocabulary (`distft.task.loss`), else (an adapter on it)
-by a few tokens, whose logits are computed once more in the backward pass.
+What the model does around the layer is measured in its own forward pass, not read off its config: each family has keys of
+its own for it. Where the layer is plain linear the loss goes by tiles of the vocabulary (`distft.task.loss`), else (an
+adapter on it) by a few tokens, whose logits are computed once more in the backward pass.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,29 +22,34 @@ from distft.task.loss import likeliest_tokens, token_loss, token_losses
 CHUNK = 256  # supervised tokens whose logits exist at once where the layer is not plain linear
 
 
+@dataclass(frozen=True)
+class Finish:
+    """What a model makes of its output layer's values z: softcap * tanh(scale * (z + bias) / softcap)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+    bias: Tensor | None = None
+    """Float32 [V]: of a buffer beside the layer, as BART and its kin have it."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Float32 [N, V]."""
+        values = values.float()
+        logits = (values if self.bias is None else values + self.bias) * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
 class LmHead:
-    """How `model` makes logits of last hidden states: softcap * tanh(scale * (layer(states) + bias) / softcap).
+    """How `model` makes logits of the states that its output layer takes.
 
     It reads the layer's weights outside its forward pass: a module names them in `read_outside_its_module`.
     """
 
-    def __init__(self, model: PreTrainedModel):
-        config = model.config
-        self.layer = model.get_output_embeddings()
-        self.scale: float = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-        bias = getattr(model, "final_logits_bias", None)  # a buffer beside the layer: BART and its kin
-        self.bias: Tensor | None = None if bias is None else bias.flatten()
+    def __init__(self, model: PreTrainedModel, finish: Finish | None = None):
+        self.layer, self.finish = model.get_output_embeddings(), finish or Finish()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 [N, V]."""
-        return self.finished(self.layer(hidden))
-
-    def finished(self, output: Tensor) -> Tensor:
-        """What the model makes of its layer's output, in float32."""
-        output = output.float()
-        logits = (output if self.bias is None else output + self.bias) * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        return self.finish(self.layer(hidden))
 
     def loss(self, hidden: Tensor, targets: Tensor, *, smoothing: float = 0.0, factors: Tensor | None = None) -> Tensor:
         """Sum of the token losses, each times its factor, of states `hidden` [N, H]."""
@@ -74,12 +81,17 @@ class LmHead:
         return type(self.layer) is nn.Linear
 
     def _biases(self) -> Tensor | None:
-        biases = [bias for bias in (self.layer.bias, self.bias) if bias is not None]
+        biases = [bias for bias in (self.layer.bias, self.finish.bias) if bias is not None]
         return sum(biases[1:], biases[0]) if biases else None
 
     def _as_given(self) -> dict[str, Any]:
         """Arguments for the functions of `distft.task.loss`."""
-        return {"weight": self.layer.weight, "bias": self._biases(), "scale": self.scale, "softcap": self.softcap}
+        return {
+            "weight": self.layer.weight,
+            "bias": self._biases(),
+            "scale": self.finish.scale,
+            "softcap": self.finish.softcap,
+        }
 
 
 def states_before_head(model: PreTrainedModel, **inputs: Any) -> Tensor:
@@ -101,6 +113,52 @@ def states_before_head(model: PreTrainedModel, **inputs: Any) -> Tensor:
         hook.remove()
     (states,) = taken
     return states
+
+
+@torch.no_grad()
+def measure_finish(model: PreTrainedModel, **inputs: Any) -> Finish | None:
+    """What `model` makes of its output layer's values, seen in a forward pass of its own over one row of `inputs`.
+
+    Known values take the place of the layer's output. None: it is none of `Finish`'s forms, or the layer is not called.
+    """
+    given: list[Tensor] = []
+
+    def take_one(layer: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        return args[0][:, :1]
+
+    def give_known(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        given.append(_known_values(output.shape[-1]).to(output.device).unsqueeze(0))
+        return given[-1]
+
+    layer = model.get_output_embeddings()
+    hooks = [layer.register_forward_pre_hook(take_one, prepend=True), layer.register_forward_hook(give_known)]
+    try:
+        logits = model(**inputs).logits
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return _fit(given[0][0], logits[0].float()) if len(given) == 1 and logits.shape == given[0].shape else None
+
+
+def _known_values(vocabulary: int) -> Tensor:
+    """[4, V]: nothing, a thousandth of the largest, values of every size and both signs, and one beyond any cap."""
+    spread = torch.linspace(-40, 40, vocabulary)
+    return torch.stack(
+        [torch.zeros(vocabulary), torch.full((vocabulary,), 2.0**-4), spread, torch.full_like(spread, 2.0**20)]
+    )
+
+
+def _fit(values: Tensor, logits: Tensor) -> Finish | None:
+    at_nothing, small, _, large = logits
+    softcap, scale, bias = None, float((large - at_nothing)[0] / values[3, 0]), None
+    if bool((large == large[0]).all()) and not at_nothing.any() and float(large[0]) < float(small[0]) * 2**20:
+        softcap = float(large[0])
+        scale = float(torch.atanh(small[0].double() / softcap) * softcap / values[1, 0])
+        scale = round(scale) if abs(scale - round(scale)) < 1e-4 else scale
+    elif at_nothing.any():
+        bias = at_nothing / scale
+    found = Finish(scale, softcap, bias)
+    return found if torch.allclose(found(values), logits, rtol=1e-4, atol=1e-4) else None
 
 
 def by_chunks(loss: Callable[..., Tensor], targets: Tensor, *of_tokens: Tensor) -> Tensor:

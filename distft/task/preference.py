@@ -17,7 +17,6 @@ from distft.errors import ConfigError
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.load import Loaded
 from distft.task.causal_lm import require_decoder
-from distft.task.lm_head import LmHead
 from distft.task.module import TaskModule
 from distft.task.pairs import Pairs, margin_scores
 from distft.task.seam import Scores
@@ -71,7 +70,7 @@ class Preference(TaskModule):
     def _compare(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the pairs' losses, and the margins [D]."""
         reference = self._reference(batch) if self.config.has_reference else None
-        head, hidden, targets = LmHead(self.base), self.encode(batch).flatten(0, 1), batch.targets.flatten()
+        head, hidden, targets = self.head, self.encode(batch).flatten(0, 1), batch.targets.flatten()
         policy, lengths, owners = answers(head.losses(hidden, targets), batch)
         with torch.enable_grad():
             policy.requires_grad_()
@@ -91,7 +90,7 @@ class Preference(TaskModule):
         training = self.model.training
         self.model.eval()
         with self.model.disable_adapter():
-            losses = LmHead(self.base).losses(self.encode(batch).flatten(0, 1), batch.targets.flatten())
+            losses = self.head.losses(self.encode(batch).flatten(0, 1), batch.targets.flatten())
         self.model.train(training)
         return answers(losses, batch)[0]
 

@@ -21,16 +21,12 @@ from distft.data.corpus import Corpus
 from distft.data.document import IGNORED, Document, Layout, Reading, Seen, Unusable, check_text, checked
 from distft.data.loader import Batch
 from distft.model.architecture import Architecture
+from distft.model.isolation import Way
 from distft.model.load import Loaded
-from distft.task.lm_head import LmHead, states_before_head
+from distft.task.lm_head import Finish, measure_finish
 from distft.task.module import TaskModule
 from distft.task.seam import Scores
-
-BART_LIKE = ("bart", "bigbird_pegasus", "led", "marian", "mbart", "mvp", "pegasus", "pegasus_x", "plbart")
-T5_LIKE = ("longt5", "mt5", "switch_transformers", "t5", "umt5")
-PLAIN_HEADS = (*BART_LIKE, *T5_LIKE)
-"""Model types whose logits are `lm_head` of states, and at most a constant bias: of all others the full logits are
-made. FSMT's and ProphetNet's heads work otherwise, and nobody has looked at those that are new."""
+from distft.task.trial import Settled
 
 
 @dataclass(frozen=True)
@@ -143,10 +139,11 @@ def text_scores(truth: list[str], found: list[str]) -> Scores:
 
 
 class EncoderDecoder(TaskModule):
-    """A model of `AutoModelForSeq2SeqLM`, run by its own forward pass; where its head is known, up to the head."""
+    """A model of `AutoModelForSeq2SeqLM`, run by its own forward pass; up to the head, where that is plain."""
 
     def __init__(self, model: Any, compute: torch.dtype, facts: dict[str, Any], config: schema.Seq2Seq):
         super().__init__(model, compute, facts)
+        self.has_plain_head = False
         self.settings = GenerationConfig(
             num_beams=config.num_beams,
             max_new_tokens=config.max_new_tokens,
@@ -157,23 +154,30 @@ class EncoderDecoder(TaskModule):
             decoder_start_token_id=self.base.config.decoder_start_token_id,
         )
 
+    def settle(self, device: torch.device, rows: list[Tensor] | None = None) -> None:
+        """Looks at what the model makes of its output layer's values: of no known form, its full logits are made."""
+        one = torch.full((1, 1), self.facts["pad"], device=device)
+        try:
+            with self.evaluating():
+                finish = measure_finish(self.base, input_ids=one, decoder_input_ids=one, use_cache=False)
+        except Exception:  # noqa: BLE001 - FSMT and its kin have no layer to look at, each in its own way
+            finish = None
+        self.has_plain_head = finish is not None
+        self.finish = finish or Finish()
+        self.settled = Settled(Way(self.base.config._attn_implementation, padded=True), 0.0, 0.0)
+
     def loss(self, batch: Batch) -> Tensor:
         """Sum of the target tokens' losses."""
         sources, mask, labels = self._padded(batch)
         before = self.base.prepare_decoder_input_ids_from_labels(labels)
         inputs = {"input_ids": sources, "attention_mask": mask, "decoder_input_ids": before, "use_cache": False}
-        if not self._has_plain_head:
+        if not self.has_plain_head:
             logits = self.base(**inputs).logits.flatten(0, 1).float()
             return F.cross_entropy(
                 logits, labels.flatten(), ignore_index=IGNORED, reduction="sum", label_smoothing=self.smoothing
             )
-        states = states_before_head(self.base, **inputs).flatten(0, 1)
-        states = states if self.compute == torch.float32 else states.to(self.compute)
-        return LmHead(self.base).loss(states, labels.flatten(), smoothing=self.smoothing)
-
-    @property
-    def _has_plain_head(self) -> bool:
-        return self.base.config.model_type in PLAIN_HEADS
+        states = self._states(**inputs).flatten(0, 1)
+        return self.head.loss(states, labels.flatten(), smoothing=self.smoothing)
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, list[list[int]]]:
         loss = self.loss(batch)

@@ -12,9 +12,11 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, BertConfig, EncoderD
 from distft.config import schema
 from distft.data.loader import Batch
 from distft.task import loss as loss_module
-from distft.task.seq2seq import BART_LIKE, T5_LIKE, EncoderDecoder
+from distft.task.seq2seq import EncoderDecoder
 
 VOCABULARY = 60
+BART_LIKE = ("bart", "bigbird_pegasus", "led", "marian", "mbart", "mvp", "pegasus", "pegasus_x", "plbart")
+T5_LIKE = ("longt5", "mt5", "switch_transformers", "t5", "umt5")
 SPECIAL = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "decoder_start_token_id": 2}
 BART = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64, "init_std": 0.4}
 BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32}

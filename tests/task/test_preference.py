@@ -140,6 +140,7 @@ def test_methods_without_a_reference_run_the_model_once(read, base_folder):
     for name in ("dpo", "simpo", "orpo"):
         module, batch = module_on(base_folder, SECTIONS[name]), all_of(read(DPO, ROWS))
         count = []
+        module.settle(batch.input_ids.device)
         module.base.base_model.register_forward_hook(lambda *_, count=count: count.append(1))
         module.train()(batch)
         passes[name] = len(count)

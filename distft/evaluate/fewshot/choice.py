@@ -9,7 +9,6 @@ from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.evaluate.fewshot.tree import Tree
 from distft.model.packed import first_position
-from distft.task.lm_head import LmHead
 from distft.task.module import TaskModule
 
 
@@ -21,25 +20,30 @@ class Chooser(TaskModule):
         assert isinstance(batch, Tree)
         tree = batch
         states = self._read(tree)[0]
-        losses = LmHead(self.base).losses(states.index_select(0, tree.at), tree.goals)
+        losses = self.head.losses(states.index_select(0, tree.at), tree.goals)
         totals = losses.new_zeros(len(tree.documents) * tree.num_answers).index_add_(0, tree.answers, losses)
         likelihoods = -totals.double().cpu().numpy().reshape(len(tree.documents), tree.num_answers)
         return totals.sum(), list(likelihoods)
 
     def _read(self, tree: Tree) -> Tensor:
         """Last hidden states [1, N, H]."""
+        if self.padded:
+            raise ConfigError(
+                f"shots: must be asked of a model whose attention alone joins tokens, got a "
+                f"{self.base.config.model_type}, whose layers carry a state on; take another model"
+            )
         usual, mask = self.base.config._attn_implementation, tree.mask()
         if self.base._supports_sdpa:
             self.base.set_attn_implementation("sdpa")  # takes a mask as it is
         else:  # and this one adds it
             self.base.set_attn_implementation("eager")
             mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
-        states = self.base.base_model(
+        states = self._states(
             input_ids=tree.input_ids,
             position_ids=tree.position_ids + first_position(self.base),
             attention_mask=mask,
             use_cache=False,
-        ).last_hidden_state
+        )
         self.base.set_attn_implementation(usual)
         return states
 
