@@ -4,7 +4,6 @@ No rank ever holds more than its share of the base plus one block.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from distft.errors import ConfigError
 from distft.model import attention, gguf
 from distft.model.adapter import attach as adapter
 from distft.model.architecture import CAUSAL, Architecture
+from distft.model.base_files import safetensors_in as _safetensors_in
+from distft.model.base_files import weight_files
 from distft.model.hf_config import read_hf_config
 from distft.model.quantize import StoredLinear, encoding_for
 from distft.model.recompute import checkpoint_activations
@@ -105,7 +106,8 @@ def load(
     skeleton.tie_weights()
     if config.quantization != "none":
         _require_linear_blocks(skeleton)
-    weights, files = _open_weights(config, skeleton, seed)
+    files = weight_files(config)
+    weights = _open_weights(config, skeleton, files, seed)
     new = random_readers(skeleton, seed)
     weights.add({name: new[name] for name in new if any(name.startswith(f"{head}.") for head in heads)})
     base = _Base(skeleton, weights, device)
@@ -234,47 +236,12 @@ class _Base:
             )
 
 
-def _open_weights(config: schema.Model, skeleton: PreTrainedModel, seed: int) -> tuple[Weights, list[Path]]:
+def _open_weights(config: schema.Model, skeleton: PreTrainedModel, files: list[Path], seed: int) -> Weights:
     if config.random_init is not None:
-        return Weights(skeleton, random_readers(skeleton, seed)), []
-    source = choose(config.source)
-    path = locate(source)
-    if path is not None and path.is_file():
-        return Weights(skeleton, gguf.tensor_readers(path, skeleton)), [path]
-    if path is None:
-        path = _download(source, config.revision)
-    files = _safetensors_in(path, source)
-    return Weights(skeleton, safetensors_readers(files)), files
-
-
-def _safetensors_in(path: Path, source: str) -> list[Path]:
-    files = sorted(path.glob("*.safetensors"))
-    index = path / "model.safetensors.index.json"
-    if index.exists():  # a folder may hold the same weights twice, as Mistral's do
-        files = sorted({path / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    elif (path / "model.safetensors").exists():
-        files = [path / "model.safetensors"]
-    absent = [file.name for file in files if not file.exists()]
-    if not files or absent:
-        found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-        raise ConfigError(
-            f"model.source: folder must hold the model's weights as *.safetensors, got {source!r} with "
-            f"{'missing ' + ', '.join(absent[:3]) if absent else found}; save it with save_pretrained()"
-        )
-    return files
-
-
-def _download(source: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ConfigError(
-            f"model.source: must be on the hub or on disk, got {source!r} ({str(error).splitlines()[0]}); "
-            "check the name and the network, or log in if the model is gated"
-        ) from error
+        return Weights(skeleton, random_readers(skeleton, seed))
+    if files[0].suffix != ".safetensors":
+        return Weights(skeleton, gguf.tensor_readers(files[0], skeleton))
+    return Weights(skeleton, safetensors_readers(files))
 
 
 def _attention(
