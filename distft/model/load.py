@@ -4,6 +4,7 @@ No rank ever holds more than its share of the base plus one block.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +17,19 @@ from transformers import PreTrainedModel
 
 from distft.config import schema
 from distft.errors import ConfigError
-from distft.model import attention, gguf
+from distft.model import attention, gguf, prequantised
 from distft.model.adapter import attach as adapter
 from distft.model.architecture import CAUSAL, Architecture
 from distft.model.base_files import safetensors_in as _safetensors_in
 from distft.model.base_files import weight_files
 from distft.model.hf_config import read_hf_config
-from distft.model.quantize import StoredLinear, encoding_for
+from distft.model.quantize import Narrow, Nf4, StoredLinear, encoding_for
 from distft.model.recompute import checkpoint_activations
 from distft.model.weights import Weights, random_readers, safetensors_readers
 from distft.runtime.location import choose, locate
 from distft.runtime.processor import has_bfloat16_units
 
+logger = logging.getLogger(__name__)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -62,12 +64,15 @@ def check(config: schema.Model, max_length: int) -> None:
     Raises ConfigError with every problem.
     """
     problems = []
-    context = getattr(read_hf_config(config), "max_position_embeddings", None)
+    hf_config = read_hf_config(config)
+    context = getattr(hf_config, "max_position_embeddings", None)
     if context is not None and max_length > context:
         problems.append(
             f"data.max_length: must be at most the model's context of {context}, got {max_length}; "
             f"set data.max_length={context} or take a model with a longer context"
         )
+    if (refused := prequantised.refusal(prequantised.quantization_of(hf_config))) is not None:
+        problems.append(refused)
     if config.random_init is None:
         source = choose(config.source)
         path = locate(source)
@@ -100,22 +105,28 @@ def load(
     attention.register()
     stored, compute = DTYPES[config.dtype], compute_dtype(config, device)
     implementation = _attention(config.attention, adapter_config, device, architecture)
-    skeleton = architecture.skeleton(read_hf_config(config), implementation, config.trust_remote_code)
+    hf_config = read_hf_config(config)
+    quantised = prequantised.quantization_of(hf_config)
+    prequantised.forget(hf_config)
+    skeleton = architecture.skeleton(hf_config, implementation, config.trust_remote_code)
     heads = architecture.new_modules(skeleton)
     skeleton.config.use_cache = False
     skeleton.tie_weights()
     if config.quantization != "none":
         _require_linear_blocks(skeleton)
     files = weight_files(config)
-    weights = _open_weights(config, skeleton, files, seed)
+    weights = _open_weights(config, skeleton, files, quantised, seed)
     new = random_readers(skeleton, seed)
-    weights.add({name: new[name] for name in new if any(name.startswith(f"{head}.") for head in heads)})
-    base = _Base(skeleton, weights, device)
+    new = {name: new[name] for name in new if any(name.startswith(f"{head}.") for head in heads)}
+    weights.check(new, cut_short=config.num_hidden_layers is not None)
+    weights.add(new)
+    _untie(skeleton, list(weights.parted()))
+    changes_base = adapter_config is not None and bool(adapter_config.traits.changes_base)
+    base = _Base(skeleton, weights, device, changes_base)
     model = adapter.attach(skeleton, adapter_config, seed=seed, heads=heads, task=architecture.peft_task)
     trainable = adapter.describe_trainable(model)
     checkpoint_activations(skeleton, config.gradient_checkpointing)
 
-    changes_base = adapter_config is not None and bool(adapter_config.traits.changes_base)
     for path, unit in _units(skeleton):
         base.fill(path, torch.float32 if changes_base else stored)
         if not path:
@@ -170,14 +181,16 @@ def _require_linear_blocks(skeleton: PreTrainedModel) -> None:
 class _Base:
     """The base's own modules, remembered from before the adapter wrapped them."""
 
-    def __init__(self, skeleton: PreTrainedModel, weights: Weights, device: torch.device):
+    def __init__(self, skeleton: PreTrainedModel, weights: Weights, device: torch.device, changed: bool):
+        """`changed`: the adapter's start takes something out of the base."""
         self._weights, self._device = weights, device
         self._slots: dict[str, tuple[nn.Module, str]] = {}
         for name in skeleton.state_dict():
             path, _, attribute = name.rpartition(".")
             self._slots[name] = (skeleton.get_submodule(path), attribute)
         self._tied: dict[str, str] = dict(skeleton.all_tied_weights_keys)
-        self._linears = {id(m) for m in skeleton.modules() if isinstance(m, nn.Linear)}
+        self._names = {id(m): f"{path}.weight" for path, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
+        self._changed = changed
 
     def fill(self, prefix: str, float_dtype: torch.dtype) -> None:
         """Makes everything under `prefix` real, on this rank's device; what trains in float32."""
@@ -211,15 +224,23 @@ class _Base:
         in_unit = {id(module) for module in unit}
         for parent in unit:
             for name, child in list(parent.named_children()):
-                if id(child) in self._linears & in_unit:
+                if id(child) in self._names.keys() & in_unit:
                     assert isinstance(child, nn.Linear)
                     if child.weight.requires_grad:
                         continue
                     encoding = encoding_for(child, quantization, stored, compute)
                     if encoding is not None:
-                        setattr(parent, name, StoredLinear(child, encoding))
+                        setattr(parent, name, self._stored(child, encoding, compute))
                         in_unit.discard(id(child))
         self.round(unit, stored, compute)
+
+    def _stored(self, linear: nn.Linear, encoding: Nf4 | Narrow, compute: torch.dtype) -> StoredLinear:
+        """`linear` encoded; in the file's own NF4 codes where it has them and they still stand for the weight."""
+        read = self._weights.nf4(self._names[id(linear)]) if isinstance(encoding, Nf4) else None
+        if read is None or self._changed:
+            return StoredLinear(linear, encoding)
+        encoding, codes = read.stored(compute)
+        return StoredLinear(linear, encoding, codes.to(self._device))
 
     def round(self, unit: list[nn.Module], stored: torch.dtype, compute: torch.dtype) -> None:
         for module in unit:
@@ -236,12 +257,29 @@ class _Base:
             )
 
 
-def _open_weights(config: schema.Model, skeleton: PreTrainedModel, files: list[Path], seed: int) -> Weights:
+def _untie(skeleton: PreTrainedModel, parted: list[tuple[str, str]]) -> None:
+    """Parts weights that the config ties and the file holds apart, as `transformers` does."""
+    for name, source in parted:
+        logger.warning(
+            "model.source: config.json ties %s to %s, and the file holds both, with other values: they stay apart",
+            name,
+            source,
+        )
+        path, _, attribute = name.rpartition(".")
+        old = skeleton.get_parameter(name)
+        setattr(skeleton.get_submodule(path), attribute, nn.Parameter(torch.empty_like(old, device="meta")))
+        skeleton.all_tied_weights_keys.pop(name)
+        skeleton.config.tie_word_embeddings = skeleton.config.get_text_config().tie_word_embeddings = False
+
+
+def _open_weights(
+    config: schema.Model, skeleton: PreTrainedModel, files: list[Path], quantised: dict[str, Any], seed: int
+) -> Weights:
     if config.random_init is not None:
         return Weights(skeleton, random_readers(skeleton, seed))
     if files[0].suffix != ".safetensors":
         return Weights(skeleton, gguf.tensor_readers(files[0], skeleton))
-    return Weights(skeleton, safetensors_readers(files))
+    return Weights(skeleton, prequantised.plain(safetensors_readers(files), quantised))
 
 
 def _attention(

@@ -1,54 +1,16 @@
 """Which files, which tensors of them: what `transformers` reads is what trains, and what nobody would read is named."""
 
-from pathlib import Path
+import re
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from distft.config import schema
 from distft.errors import ConfigError
-from distft.model.load import load
-
-SMALL = {
-    "vocab_size": 131,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-}
-IDS = torch.arange(3, 23)[None]
-
-
-def save(folder: Path, family: str = "llama", seed: int = 0, **changes) -> Path:
-    torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**SMALL, "tie_word_embeddings": False, **changes})
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    return folder
-
-
-def base(folder: Path, **changes) -> torch.nn.Module:
-    model = schema.Model(source=str(folder), **{"dtype": "float32", "compute_dtype": "float32", **changes})
-    return load(model, None, seed=0, device=torch.device("cpu"), shard=lambda block: None).model.eval()
-
-
-def by_transformers(folder: Path) -> torch.nn.Module:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def change(folder: Path, **tensors: torch.Tensor | None) -> None:
-    """Adds tensors to a folder's one file; None takes one out."""
-    file = folder / "model.safetensors"
-    changed = {**load_file(file), **tensors}
-    save_file({name: t for name, t in changed.items() if t is not None}, file, metadata={"format": "pt"})
+from tests.model.folders import IDS, base, by_transformers, change, save
 
 
 @torch.no_grad()
-def assert_same_logits(folder: Path) -> None:
+def assert_same_logits(folder) -> None:
     torch.testing.assert_close(base(folder)(IDS).logits, by_transformers(folder)(IDS).logits)
 
 
@@ -71,3 +33,67 @@ def test_shards_that_the_index_names_must_be_there(tmp_path):
     gone.unlink()
     with pytest.raises(ConfigError, match=f"missing {gone.name}"):
         base(tmp_path / "m")
+
+
+def test_one_missing_tensor_is_one_name_as_in_the_file(tmp_path):
+    save(tmp_path)
+    change(tmp_path, **{"model.layers.1.mlp.up_proj.weight": None})
+    with pytest.raises(ConfigError, match=r"1 is missing in the file: model\.layers\.1\.mlp\.up_proj\.weight;"):
+        base(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.self_attn.q_proj.bias", "model.layers.2.mlp.up_proj.weight", "model.embed_norm.weight"]
+)
+def test_a_tensor_that_the_config_does_not_announce_is_named(tmp_path, name):
+    save(tmp_path)
+    change(tmp_path, **{name: torch.ones(32)})
+    with pytest.raises(ConfigError, match=f"1 has none: {re.escape(name)};"):
+        base(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["score.weight", "model.layers.0.self_attn.rotary_emb.inv_freq", "model.vision_tower.patch.weight"]
+)
+def test_heads_of_other_tasks_and_old_buffers_are_left_where_they_are(tmp_path, name):
+    save(tmp_path)
+    change(tmp_path, **{name: torch.ones(4)})
+    assert_same_logits(tmp_path)
+
+
+def test_a_model_cut_short_on_purpose_leaves_the_rest(tmp_path):
+    save(tmp_path)
+    assert len(base(tmp_path, num_hidden_layers=1).model.layers) == 1
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "bert", "deepseek_v3"])
+def test_a_folder_as_it_was_saved_is_read_whole(tmp_path, family):
+    small = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+    small |= {
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    }
+    extra = small | {"num_key_value_heads": 4, "first_k_dense_replace": 1} if family == "deepseek_v3" else {}
+    extra |= {"is_decoder": True} if family == "bert" else {}
+    save(tmp_path, family, **extra)
+    assert_same_logits(tmp_path)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_head_of_its_own_stays_though_the_config_ties_it(tmp_path, equal, caplog):
+    save(tmp_path, tie_word_embeddings=True)
+    head = by_transformers(tmp_path).lm_head.weight.detach()
+    change(tmp_path, **{"lm_head.weight": head.clone() if equal else head + 1})
+    assert_same_logits(tmp_path)
+    assert ("they stay apart" in caplog.text) is not equal
+    assert base(tmp_path).config.tie_word_embeddings is equal
+
+
+def test_a_file_may_hold_the_head_in_place_of_the_embeddings(tmp_path):
+    save(tmp_path, tie_word_embeddings=True)
+    embeddings = by_transformers(tmp_path).lm_head.weight.detach()
+    change(tmp_path, **{"lm_head.weight": embeddings.clone(), "model.embed_tokens.weight": None})
+    assert_same_logits(tmp_path)
