@@ -3,7 +3,6 @@
 No rank ever holds more than its share of the base plus one block.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from distft.model.architecture import CAUSAL, Architecture
 from distft.model.base_files import safetensors_in as _safetensors_in
 from distft.model.base_files import weight_files
 from distft.model.hf_config import read_hf_config
+from distft.model.identity import identify as _identity
 from distft.model.quantize import Narrow, Nf4, StoredLinear, encoding_for
 from distft.model.recompute import checkpoint_activations
 from distft.model.weights import Weights, random_readers, safetensors_readers
@@ -42,7 +42,7 @@ class Loaded:
     trainable: str
     """What trains, in a sentence: count, share, dtype, names."""
     identity: dict[str, Any]
-    """Which base this is: source, revision and a digest of the files' names, sizes and headers; and which teacher."""
+    """Which base this is: source, revision and a digest of its content; and which teacher."""
     teacher: "Loaded | None" = None
     """The architecture's second model."""
 
@@ -294,13 +294,3 @@ def _attention(
     from transformers.utils import is_flash_attn_2_available
 
     return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else attention.NAME
-
-
-def _identity(config: schema.Model, skeleton: PreTrainedModel, files: list[Path]) -> dict[str, Any]:
-    digest = hashlib.sha256(skeleton.config.to_json_string(use_diff=False).encode())
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(f"{file.name} {file.stat().st_size}".encode() + opened.read(1 << 20))
-    revision = getattr(skeleton.config, "_commit_hash", None) or config.revision
-    source = choose(config.source) if config.random_init is None else "random_init"
-    return {"source": source, "revision": revision, "digest": digest.hexdigest()}
