@@ -16,6 +16,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     "resume": ("free", "it says how to start, not what to train"),
     "task": ("refused", "its targets and its head are what was trained"),
     "model": ("refused", "the adapter fits one base only"),
+    "model.source": ("free", "a base may move; its content is compared"),
     "model.compute_dtype": ("warned", "losses differ in their last digits"),
     "model.gradient_checkpointing": ("free", "it trades time for memory"),
     "model.attention": ("free", "it is another way to compute the same"),
@@ -51,7 +52,7 @@ def check_resume(saved: dict[str, Any], config: Config) -> tuple[list[str], list
     problems: list[str] = []
     warnings: list[str] = []
     for key in now:
-        if key not in before or before[key] == now[key]:
+        if key not in before or _what(key, before[key]) == _what(key, now[key]):
             continue
         rule, why = rule_of(key)
         if rule == "refused":
@@ -68,6 +69,21 @@ def check_resume(saved: dict[str, Any], config: Config) -> tuple[list[str], list
                 f"the {config.optim.schedule} schedule now ends at the new last step"
             )
     return problems, warnings
+
+
+def _what(key: str, value: Any) -> Any:
+    """A key's value without where things lie: data and a teacher may move, and their content is compared."""
+    if key in ("data.train", "data.eval", "data.replay") and value is not None:
+        listed = [value] if isinstance(value, str) else value
+        return [{} if isinstance(each, str) else _told_of(each) for each in listed]
+    if key == "task.teacher" and isinstance(value, dict):
+        return {name: each for name, each in value.items() if name != "source"}
+    return value
+
+
+def _told_of(source: dict[str, Any]) -> dict[str, Any]:
+    usual = {"path": source["path"], "weight": 1.0, "split": "train", "subset": None, "format": None}
+    return {name: value for name, value in source.items() if name != "path" and value != usual[name]}
 
 
 def rule_of(key: str) -> tuple[Rule, str]:

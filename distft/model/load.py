@@ -3,8 +3,7 @@
 No rank ever holds more than its share of the base plus one block.
 """
 
-import hashlib
-import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,20 @@ from transformers import PreTrainedModel
 
 from distft.config import schema
 from distft.errors import ConfigError
-from distft.model import attention, gguf, isolation
+from distft.model import attention, gguf, isolation, prequantised
 from distft.model.adapter import attach as adapter
 from distft.model.architecture import CAUSAL, Architecture
+from distft.model.base_files import safetensors_in as _safetensors_in
+from distft.model.base_files import weight_files
 from distft.model.hf_config import read_hf_config
-from distft.model.quantize import StoredLinear, encoding_for
+from distft.model.identity import identify as _identity
+from distft.model.quantize import Narrow, Nf4, StoredLinear, encoding_for
 from distft.model.recompute import checkpoint_activations
 from distft.model.weights import Weights, random_readers, safetensors_readers
 from distft.runtime.location import choose, locate
 from distft.runtime.processor import has_bfloat16_units
 
+logger = logging.getLogger(__name__)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -39,7 +42,7 @@ class Loaded:
     trainable: str
     """What trains, in a sentence: count, share, dtype, names."""
     identity: dict[str, Any]
-    """Which base this is: source, revision and a digest of the files' names, sizes and headers; and which teacher."""
+    """Which base this is: source, revision and a digest of its content; and which teacher."""
     teacher: "Loaded | None" = None
     """The architecture's second model."""
 
@@ -61,12 +64,15 @@ def check(config: schema.Model, max_length: int) -> None:
     Raises ConfigError with every problem.
     """
     problems = []
-    context = getattr(read_hf_config(config), "max_position_embeddings", None)
+    hf_config = read_hf_config(config)
+    context = getattr(hf_config, "max_position_embeddings", None)
     if context is not None and max_length > context:
         problems.append(
             f"data.max_length: must be at most the model's context of {context}, got {max_length}; "
             f"set data.max_length={context} or take a model with a longer context"
         )
+    if (refused := prequantised.refusal(prequantised.quantization_of(hf_config))) is not None:
+        problems.append(refused)
     if config.random_init is None:
         source = choose(config.source)
         path = locate(source)
@@ -99,21 +105,26 @@ def load(
     attention.register()
     stored, compute = DTYPES[config.dtype], compute_dtype(config, device)
     implementation = _attention(config.attention, adapter_config, device, architecture)
+    quantised = prequantised.quantization_of(read_hf_config(config))
     skeleton = _skeleton(config, architecture, implementation)
     heads = architecture.new_modules(skeleton)
     skeleton.config.use_cache = False
     skeleton.tie_weights()
     if config.quantization != "none":
         _require_linear_blocks(skeleton)
-    weights, files = _open_weights(config, skeleton, seed)
+    files = weight_files(config)
+    weights = _open_weights(config, skeleton, files, quantised, seed)
     new = random_readers(skeleton, seed)
-    weights.add({name: new[name] for name in new if any(name.startswith(f"{head}.") for head in heads)})
-    base = _Base(skeleton, weights, device)
+    new = {name: new[name] for name in new if any(name.startswith(f"{head}.") for head in heads)}
+    weights.check(new, cut_short=config.num_hidden_layers is not None)
+    weights.add(new)
+    _untie(skeleton, list(weights.parted()))
+    changes_base = adapter_config is not None and bool(adapter_config.traits.changes_base)
+    base = _Base(skeleton, weights, device, changes_base)
     model = adapter.attach(skeleton, adapter_config, seed=seed, heads=heads, task=architecture.peft_task)
     trainable = adapter.describe_trainable(model)
     checkpoint_activations(skeleton, config.gradient_checkpointing)
 
-    changes_base = adapter_config is not None and bool(adapter_config.traits.changes_base)
     for path, unit in _units(skeleton):
         base.fill(path, torch.float32 if changes_base else stored)
         if not path:
@@ -140,10 +151,17 @@ def load(
     return Loaded(model, compute, trainable, identity, teacher)
 
 
+def _plain_config(config: schema.Model) -> Any:
+    """The model's config, of weights that are quantised no more once they are read."""
+    hf_config = read_hf_config(config)
+    prequantised.forget(hf_config)
+    return hf_config
+
+
 def _skeleton(config: schema.Model, architecture: Architecture, attention: str) -> PreTrainedModel:
     """The model on meta, by `attention`, or by its own where that was not asked for and it knows no other."""
     try:
-        skeleton = architecture.skeleton(read_hf_config(config), attention, config.trust_remote_code)
+        skeleton = architecture.skeleton(_plain_config(config), attention, config.trust_remote_code)
         fits = config.attention != "auto" or isolation.can_switch(skeleton)
     except (KeyError, ValueError, ImportError) as error:
         if config.attention != "auto":
@@ -153,7 +171,7 @@ def _skeleton(config: schema.Model, architecture: Architecture, attention: str) 
             ) from error
         fits = False
     if not fits:
-        skeleton = architecture.skeleton(read_hf_config(config), None, config.trust_remote_code)
+        skeleton = architecture.skeleton(_plain_config(config), None, config.trust_remote_code)
     isolation.offer(skeleton, config.attention)
     return skeleton
 
@@ -186,14 +204,16 @@ def _require_linear_blocks(skeleton: PreTrainedModel) -> None:
 class _Base:
     """The base's own modules, remembered from before the adapter wrapped them."""
 
-    def __init__(self, skeleton: PreTrainedModel, weights: Weights, device: torch.device):
+    def __init__(self, skeleton: PreTrainedModel, weights: Weights, device: torch.device, changed: bool):
+        """`changed`: the adapter's start takes something out of the base."""
         self._weights, self._device = weights, device
         self._slots: dict[str, tuple[nn.Module, str]] = {}
         for name in skeleton.state_dict():
             path, _, attribute = name.rpartition(".")
             self._slots[name] = (skeleton.get_submodule(path), attribute)
         self._tied: dict[str, str] = dict(skeleton.all_tied_weights_keys)
-        self._linears = {id(m) for m in skeleton.modules() if isinstance(m, nn.Linear)}
+        self._names = {id(m): f"{path}.weight" for path, m in skeleton.named_modules() if isinstance(m, nn.Linear)}
+        self._changed = changed
 
     def fill(self, prefix: str, float_dtype: torch.dtype) -> None:
         """Makes everything under `prefix` real, on this rank's device; what trains in float32."""
@@ -227,15 +247,23 @@ class _Base:
         in_unit = {id(module) for module in unit}
         for parent in unit:
             for name, child in list(parent.named_children()):
-                if id(child) in self._linears & in_unit:
+                if id(child) in self._names.keys() & in_unit:
                     assert isinstance(child, nn.Linear)
                     if child.weight.requires_grad:
                         continue
                     encoding = encoding_for(child, quantization, stored, compute)
                     if encoding is not None:
-                        setattr(parent, name, StoredLinear(child, encoding))
+                        setattr(parent, name, self._stored(child, encoding, compute))
                         in_unit.discard(id(child))
         self.round(unit, stored, compute)
+
+    def _stored(self, linear: nn.Linear, encoding: Nf4 | Narrow, compute: torch.dtype) -> StoredLinear:
+        """`linear` encoded; in the file's own NF4 codes where it has them and they still stand for the weight."""
+        read = self._weights.nf4(self._names[id(linear)]) if isinstance(encoding, Nf4) else None
+        if read is None or self._changed:
+            return StoredLinear(linear, encoding)
+        encoding, codes = read.stored(compute)
+        return StoredLinear(linear, encoding, codes.to(self._device))
 
     def round(self, unit: list[nn.Module], stored: torch.dtype, compute: torch.dtype) -> None:
         for module in unit:
@@ -252,47 +280,29 @@ class _Base:
             )
 
 
-def _open_weights(config: schema.Model, skeleton: PreTrainedModel, seed: int) -> tuple[Weights, list[Path]]:
-    if config.random_init is not None:
-        return Weights(skeleton, random_readers(skeleton, seed)), []
-    source = choose(config.source)
-    path = locate(source)
-    if path is not None and path.is_file():
-        return Weights(skeleton, gguf.tensor_readers(path, skeleton)), [path]
-    if path is None:
-        path = _download(source, config.revision)
-    files = _safetensors_in(path, source)
-    return Weights(skeleton, safetensors_readers(files)), files
-
-
-def _safetensors_in(path: Path, source: str) -> list[Path]:
-    files = sorted(path.glob("*.safetensors"))
-    index = path / "model.safetensors.index.json"
-    if index.exists():  # a folder may hold the same weights twice, as Mistral's do
-        files = sorted({path / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    elif (path / "model.safetensors").exists():
-        files = [path / "model.safetensors"]
-    absent = [file.name for file in files if not file.exists()]
-    if not files or absent:
-        found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
-        raise ConfigError(
-            f"model.source: folder must hold the model's weights as *.safetensors, got {source!r} with "
-            f"{'missing ' + ', '.join(absent[:3]) if absent else found}; save it with save_pretrained()"
+def _untie(skeleton: PreTrainedModel, parted: list[tuple[str, str]]) -> None:
+    """Parts weights that the config ties and the file holds apart, as `transformers` does."""
+    for name, source in parted:
+        logger.warning(
+            "model.source: config.json ties %s to %s, and the file holds both, with other values: they stay apart",
+            name,
+            source,
         )
-    return files
+        path, _, attribute = name.rpartition(".")
+        old = skeleton.get_parameter(name)
+        setattr(skeleton.get_submodule(path), attribute, nn.Parameter(torch.empty_like(old, device="meta")))
+        skeleton.all_tied_weights_keys.pop(name)
+        skeleton.config.tie_word_embeddings = skeleton.config.get_text_config().tie_word_embeddings = False
 
 
-def _download(source: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
-    except (OSError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise ConfigError(
-            f"model.source: must be on the hub or on disk, got {source!r} ({str(error).splitlines()[0]}); "
-            "check the name and the network, or log in if the model is gated"
-        ) from error
+def _open_weights(
+    config: schema.Model, skeleton: PreTrainedModel, files: list[Path], quantised: dict[str, Any], seed: int
+) -> Weights:
+    if config.random_init is not None:
+        return Weights(skeleton, random_readers(skeleton, seed))
+    if files[0].suffix != ".safetensors":
+        return Weights(skeleton, gguf.tensor_readers(files[0], skeleton))
+    return Weights(skeleton, prequantised.plain(safetensors_readers(files), quantised))
 
 
 def _attention(
@@ -307,13 +317,3 @@ def _attention(
     from transformers.utils import is_flash_attn_2_available
 
     return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else attention.NAME
-
-
-def _identity(config: schema.Model, skeleton: PreTrainedModel, files: list[Path]) -> dict[str, Any]:
-    digest = hashlib.sha256(skeleton.config.to_json_string(use_diff=False).encode())
-    for file in files:
-        with file.open("rb") as opened:
-            digest.update(f"{file.name} {file.stat().st_size}".encode() + opened.read(1 << 20))
-    revision = getattr(skeleton.config, "_commit_hash", None) or config.revision
-    source = choose(config.source) if config.random_init is None else "random_init"
-    return {"source": source, "revision": revision, "digest": digest.hexdigest()}

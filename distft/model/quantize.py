@@ -20,13 +20,14 @@ class Nf4:
     """4-bit NormalFloat with double quantisation, by bitsandbytes' kernels, in one uint8 tensor.
 
     Layout: fp32 scales of the scales | fp32 mean of the scales | two weights a byte | uint8 scales.
+    A base may come without the second quantisation (not `nested`): fp32 scales | two weights a byte.
     """
 
-    def __init__(self, shape: torch.Size, dtype: torch.dtype):
-        self.shape, self.dtype = shape, dtype
+    def __init__(self, shape: torch.Size, dtype: torch.dtype, block: int = BLOCK, nested: bool = True):
+        self.shape, self.dtype, self.block, self.nested = shape, dtype, block, nested
         weights = shape.numel()
-        blocks = -(-weights // BLOCK)
-        self.sizes = [4 * -(-blocks // SUPERBLOCK), 4, -(-weights // 2), blocks]
+        blocks, codes = -(-weights // block), -(-weights // 2)
+        self.sizes = [4 * -(-blocks // SUPERBLOCK), 4, codes, blocks] if nested else [4 * blocks, codes]
 
     def encode(self, weight: Tensor) -> Tensor:
         codes, state = quantize_4bit(weight, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
@@ -34,22 +35,28 @@ class Nf4:
         return torch.cat([part.reshape(-1).contiguous().view(torch.uint8) for part in parts])
 
     def decode(self, stored: Tensor) -> Tensor:
-        scale_scales, mean, codes, scales = stored.split(self.sizes)
         # A gathered buffer may start at any byte; fp32 views need four-byte alignment, a copy has it.
-        nested = QuantState(
-            scale_scales.clone().view(torch.float32),
-            code=_cached(create_dynamic_map, stored.device),
-            blocksize=SUPERBLOCK,
-            dtype=torch.float32,
-        )
+        nested, mean = None, None
+        if self.nested:
+            scale_scales, offset, codes, scales = stored.split(self.sizes)
+            mean = offset.clone().view(torch.float32).squeeze()
+            nested = QuantState(
+                scale_scales.clone().view(torch.float32),
+                code=_cached(create_dynamic_map, stored.device),
+                blocksize=SUPERBLOCK,
+                dtype=torch.float32,
+            )
+        else:
+            scales, codes = stored.split(self.sizes)
+            scales = scales.clone().view(torch.float32)
         state = QuantState(
             scales,
             shape=self.shape,
             dtype=self.dtype,
-            blocksize=BLOCK,
+            blocksize=self.block,
             code=_cached(_nf4_codebook, stored.device),
             quant_type="nf4",
-            offset=mean.clone().view(torch.float32).squeeze(),
+            offset=mean,
             state2=nested,
         )
         return dequantize_4bit(codes.unsqueeze(1), state)
@@ -75,11 +82,13 @@ class StoredLinear(nn.Linear):
     at each access. The parameter that exists is `stored`.
     """
 
-    def __init__(self, linear: nn.Linear, encoding: Nf4 | Narrow):
+    def __init__(self, linear: nn.Linear, encoding: Nf4 | Narrow, stored: Tensor | None = None):
+        """`stored`: the weight as it is encoded already."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.encoding = encoding
-        self.stored = nn.Parameter(encoding.encode(linear.weight.detach()), requires_grad=False)
+        encoded = encoding.encode(linear.weight.detach()) if stored is None else stored
+        self.stored = nn.Parameter(encoded, requires_grad=False)
         self.bias = linear.bias
 
     @property

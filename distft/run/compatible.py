@@ -8,7 +8,7 @@ from distft.config.keys import nearest, show
 from distft.config.resume import rule_of
 from distft.config.schema import Config
 from distft.errors import ConfigError
-from distft.run.identity import CONFIG, ENVIRONMENT, Environment, read_config
+from distft.run.identity import CONFIG, ENVIRONMENT, Environment, read_config, same_base
 from distft.run.weights import facts_beside
 
 SHAPE = ("method", "targets", "modules_to_save", "dora")
@@ -21,19 +21,17 @@ def check_same_model(run: Path, config: Config) -> list[str]:
         f"{section}.{key}: must be what the run trained with, {show(before)}, got {show(now)}; remove it"
         for section in ("task", "model", "adapter")
         for key, now in getattr(config, section).model_dump(mode="json").items()
-        if (before := saved.get(section, {}).get(key, now)) != now
-        and rule_of(f"{section}.{key}")[0] == "refused"
-        and f"{section}.{key}" != "model.source"  # a base may move; its content is compared
+        if (before := saved.get(section, {}).get(key, now)) != now and rule_of(f"{section}.{key}")[0] == "refused"
     ]
 
 
 def check_same_base(run: Path, identity: dict[str, Any]) -> None:
     """Raises ConfigError where the base's content is not what the run began with."""
     began = Environment.read(run).base
-    if began["digest"] != identity["digest"]:
+    if not same_base(began, identity):
         raise ConfigError(
             f"model.source: content must be what the run was trained on, {began['source']} with digest "
-            f"{began['digest'][:12]}, got {identity['source']} with digest {identity['digest'][:12]}; "
+            f"{began['digest'][:14]}, got {identity['source']} with digest {identity['digest'][:14]}; "
             "put it back, or give its new place as model.source="
         )
 
@@ -53,10 +51,10 @@ def check_members(run: Path, others: Iterable[Path], key: str, shape: Iterable[s
             continue
         theirs = read_config(other, key)
         base, theirs_base = Environment.read(run).base, Environment.read(other, key).base
-        if base["digest"] != theirs_base["digest"]:
+        if not same_base(base, theirs_base):
             yield (
                 f"{key}: must be adapters on one base, got {theirs_base['source']} with digest "
-                f"{theirs_base['digest'][:12]} in {other}, and {base['source']} with {base['digest'][:12]} in {run}; "
+                f"{theirs_base['digest'][:14]} in {other}, and {base['source']} with {base['digest'][:14]} in {run}; "
                 "leave it out"
             )
         differing = [f"adapter.{name}" for name in shape if ours["adapter"].get(name) != theirs["adapter"].get(name)]

@@ -14,7 +14,7 @@ from distft.config.schema import Config
 from distft.errors import ConfigError, Stopped
 from distft.run import status
 from distft.run.damage import MANIFEST
-from distft.run.identity import CONFIG, ENVIRONMENT, Environment, read_config, write_config
+from distft.run.identity import CONFIG, ENVIRONMENT, Environment, read_config, same_base, write_config
 from distft.run.owner import Owner
 from distft.run.steps import State, published, step_of
 from distft.runtime.env import Ranks
@@ -125,13 +125,16 @@ class RunFolder:
         now = dataclasses.replace(now, run_id=began.run_id)
         if state is not None:  # it may be of another run
             began = Environment(state["base"], state["data"]["digest"])
-        compared = [("model.source", began.base, now.base), ("data.train", began.data, now.data)]
-        if problems := [
+        problems = [
             f"{key}: content must stay what the run began with, {before}, got {after}; "
             "put it back, or give another name="
-            for key, before, after in compared
-            if before != after
-        ]:
+            for key, same, before, after in (
+                ("model.source", same_base(began.base, now.base), _told(began.base), _told(now.base)),
+                ("data.train", began.data == now.data, began.data, now.data),
+            )
+            if not same
+        ]
+        if problems:
             raise ConfigError(problems)
         write_config(self.path, self.config)
         now.write(self.path)
@@ -146,3 +149,8 @@ class RunFolder:
                 if not file.name.startswith(("optimizer", "schedule", "state.json", MANIFEST)):
                     shutil.copy2(file, folder / file.name)
         return final
+
+
+def _told(base: dict[str, Any]) -> str:
+    """A base in a sentence: where it is from, and its digest."""
+    return f"{base['source']} with digest {base['digest'][:14]}"

@@ -58,6 +58,16 @@ class Environment:
         write_whole(run_dir / ENVIRONMENT, json.dumps({**told, **_where()}, indent=2))
 
 
+def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two bases, and their teachers, have the same content. One may be told as earlier code told it."""
+    digests = {one["digest"], other["digest"]}
+    same = len(digests) == 1 or one.get("earlier") in digests or other.get("earlier") in digests
+    teachers = one.get("teacher"), other.get("teacher")
+    if not same or teachers == (None, None):
+        return same
+    return None not in teachers and same_base(*teachers)  # type: ignore[arg-type]
+
+
 def read_config(run_dir: Path, key: str = "run") -> dict[str, Any]:
     """The config as it stands: one of another version of distft may have other keys.
 

@@ -4,6 +4,7 @@ Whether layers carry a state from one document to the next, whether attention is
 its values: families answer in too many ways to read it off a config. So the model is asked.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -92,8 +93,8 @@ def _own(module: Tried, document: Tensor) -> Tensor:
         raise
     except Exception as error:  # a family's own code, on a config that it does not know
         raise ConfigError(
-            f"model.source: must be a model that transformers itself can run, and a {module.base.config.model_type} ends "
-            f"in {type(error).__name__}: {' '.join(str(error).split())[:200]}; mend its config, or take another model"
+            f"model.source: must be a model that transformers itself can run, and a {module.base.config.model_type} "
+            f"ends in {type(error).__name__}: {' '.join(str(error).split())[:200]}; mend its config, or take another model"
         ) from error
 
 
@@ -111,7 +112,7 @@ def _distances(module: Tried, documents: list[Tensor], expected: list[Tensor]) -
     measure = _furthest if module.compute == torch.float32 else _far
     made = module.made(as_batch(documents)).split(lengths)
     differs = max(measure(a, b) for a, b in zip(made, expected, strict=True))
-    if differs > SAME[module.compute] or not differs == differs:
+    if differs > SAME[module.compute] or math.isnan(differs):
         return differs, float("nan")
     moves = 0.0
     for number, document in enumerate(documents[:2]):

@@ -49,7 +49,6 @@ def test_what_may_change_is_taken_in_silence(words: list[str], compose: Callable
 @pytest.mark.parametrize(
     ("words", "key"),
     [
-        (["model.source=org/other"], "model.source"),
         (["model.revision=v2"], "model.revision"),
         (["model.dtype=float32"], "model.dtype"),
         (["model.quantization=nf4"], "model.quantization"),
@@ -60,7 +59,8 @@ def test_what_may_change_is_taken_in_silence(words: list[str], compose: Callable
         (["adapter.targets=[q_proj]"], "adapter.targets"),
         (["adapter=dora"], "adapter.dora"),
         (["adapter=pissa"], "adapter.init"),
-        (["data.train=other"], "data.train"),
+        (["data.train=[{path: other, weight: 2}]"], "data.train"),
+        (["data.train=[other, another]"], "data.train"),
         (["data.max_length=256"], "data.max_length"),
         (["data.packing=false"], "data.packing"),
         (["data.eval_fraction=0.2"], "data.eval_fraction"),
@@ -77,6 +77,11 @@ def test_what_a_run_is_may_not_change(words: list[str], key: str, compose: Calla
         and "; set " in problems[0]
         and "another name=" in problems[0]
     )
+
+
+@pytest.mark.parametrize("word", ["model.source=org/other", "data.train=other", "data.train=[{path: other}]"])
+def test_base_and_data_may_lie_elsewhere_for_their_content_is_compared(word: str, compose: Callable[..., Config]):
+    assert changes(compose, [word]) == ([], [])
 
 
 def test_a_refusal_shows_both_values_and_the_way_back(compose: Callable[..., Config]):

@@ -60,6 +60,7 @@ def test_neftune_noise_is_uniform_within_alpha_over_root_of_length_times_width(a
     noisy = course(alone, tmp_path, neftune_alpha=5.0)
     batch = next(iter(noisy.loader.micro_batches(0)))
     embeddings = noisy.task.base.get_input_embeddings()
+    noisy.task.settle(batch.input_ids.device)
     seen = []
     embeddings.register_forward_hook(lambda module, args, out: seen.append(out.detach()))
     for training in (True, True, False):

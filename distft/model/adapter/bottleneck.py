@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN
 
 from distft.config import schema
 from distft.errors import ConfigError
+from distft.model.adapter.named import require_suffixes
 from distft.model.adapter.own_weights import blocks
 from distft.runtime.seed import derive_seed
 
@@ -66,6 +67,8 @@ def attach(model: PreTrainedModel, config: schema.Bottleneck) -> None:
         raise ConfigError(
             f"adapter.targets: must name sublayers of the blocks, got {config.targets}; a block has {', '.join(names)}"
         )
+    within = [name for _, block in blocks(model) for name, _ in block.named_modules() if name]
+    require_suffixes(config.targets, within, "adapter.targets")
     device = next(model.parameters()).device
     for module in found:
         with torch.device(device):

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from distft.config import schema
 from distft.errors import ConfigError
+from distft.model.adapter.named import require_named
 from distft.model.quantize import Nf4
 from distft.runtime.seed import derive_seed
 
@@ -63,6 +64,7 @@ def attach(
 ) -> PeftModel:
     """`model` (on meta) under PEFT. Raises ConfigError where the targets name no module or PEFT refuses them."""
     wanted = peft_config(config, heads, task)
+    require_named(model, config)
     final = getattr(wanted, "init_lora_weights", None)
     if final is not None:
         wanted.init_lora_weights = True  # what reads the base cannot read it yet
