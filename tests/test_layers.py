@@ -32,7 +32,7 @@ ARROWS = {
         *("data", "model", "run", "runtime", "session", "task", "tracking"),
     },
     "export": {"config", "config.reading", "model", "run", "runtime", "session"},
-    "merge": {"config", "config.reading", "config.sections", "model", "run", "runtime", "task"},
+    "merge": {"config", "config.reading", "model", "run", "runtime", "task"},
     "launch": {
         *("config", "config.checks", "config.keys", "config.reading"),
         *("data", "run", "runtime", "tracking", "train"),

@@ -191,25 +191,6 @@ def _loss(model: Any, run: Path) -> float:
     return total / count
 
 
-def loss_of_combined(
-    run: Path, base: Path, adapters: list[Path], method: str, weights: list[float], options: dict[str, Any], seed: int
-) -> float:
-    """The run's held-out loss under adapters that PEFT combined on the whole base."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, adapters[0], adapter_name="0")
-    for number, adapter in enumerate(adapters[1:], start=1):
-        model.load_adapter(adapter, adapter_name=str(number))
-    torch.manual_seed(seed)
-    names = [str(number) for number in range(len(adapters))]
-    model.add_weighted_adapter(names, weights, "merged", combination_type=method, **options)
-    model.set_adapter("merged")
-    return _loss(model.eval(), run)
-
-
 def chances_of_folder(base: Path, adapter: Path | None, texts: list[str], answers: list[str]) -> list[list[float]]:
     """How likely each answer is among them after each text, text by text, by transformers and PEFT alone."""
     import torch
