@@ -14,6 +14,7 @@ from distft.errors import ConfigError
 from distft.model import load
 from distft.model.adapter import saved
 from distft.model.architecture import Architecture
+from distft.model.own_attention import own_implementation
 from distft.model.quantize import StoredLinear
 from distft.model.tokenizer import load_tokenizer
 from distft.run.compatible import check_same_base
@@ -82,7 +83,9 @@ def with_plain_layers(model: nn.Module) -> Any:
 
 def load_plain(model: schema.Model, method: schema.AnyAdapter, seed: int, architecture: Architecture) -> load.Loaded:
     """The base with `method` attached to it, NF4 codes and all, computing in float32. Raises ConfigError."""
-    plain = model.model_copy(update={"compute_dtype": "float32", "attention": "sdpa", "gradient_checkpointing": "none"})
+    skeleton = architecture.skeleton(load.read_hf_config(model), "eager", model.trust_remote_code)
+    own = {"attention": own_implementation(skeleton)}
+    plain = model.model_copy(update={"compute_dtype": "float32", "gradient_checkpointing": "none", **own})
     # 4-bit codes are made anew: where they were made, a GPU, its kernels make the same ones.
     on_gpu = model.quantization != "none" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
