@@ -31,7 +31,7 @@ ARROWS = {
         *("config", "config.checks", "config.keys", "config.reading", "config.sections"),
         *("data", "model", "run", "runtime", "session", "task", "tracking"),
     },
-    "export": {"config", "config.reading", "model", "run", "runtime", "session"},
+    "export": {"config", "config.reading", "model", "run", "runtime", "session", "task"},
     "merge": {"config", "config.reading", "model", "run", "runtime", "task"},
     "launch": {
         *("config", "config.checks", "config.keys", "config.reading"),
