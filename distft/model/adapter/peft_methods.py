@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from distft.config import schema
 from distft.errors import ConfigError
+from distft.model.adapter.all_linear import ALL, leave_out_routers, tell_what_is_left_out
 from distft.model.quantize import Nf4
 from distft.runtime.seed import derive_seed
 
@@ -66,6 +67,7 @@ def attach(
     final = getattr(wanted, "init_lora_weights", None)
     if final is not None:
         wanted.init_lora_weights = True  # what reads the base cannot read it yet
+    leave_out_routers(model, wanted)
     torch.manual_seed(derive_seed(seed, "adapter"))
     shares = "_pre_injection_hook" in vars(PEFT_TYPE_TO_TUNER_MAPPING[wanted.peft_type])
     try:
@@ -80,6 +82,8 @@ def attach(
         ) from error
     if final is not None:
         wanted.init_lora_weights = final
+    if config.targets == ALL:
+        tell_what_is_left_out(attached, wanted)
     return attached
 
 
