@@ -83,8 +83,7 @@ def write_adapter(
             shutil.copyfile(weights / name, folder / name)
     architecture = trained.architecture
     del trained
-    plain = load_plain(config.model, schema.Lora(method="lora", r=1), config.seed, architecture).model
-    base = with_plain_layers(plain).unload()
+    base = with_plain_layers(load_plain(config.model, None, config.seed, architecture).model)
     read_back = PeftModel.from_pretrained(base, folder)
     parity.require(read_back, "the folder read back", ROUNDED if rest_was_rounded else SAME)
     return parity.report

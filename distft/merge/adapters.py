@@ -51,8 +51,9 @@ def combine(config: Config, members: list[Path], settings: Merge, folder: Path) 
     for path, delta in deltas.items():
         tensors[path], tensors[_second(path)] = delta.of_rank(r).factors()
     for name in layers.biases:
-        of_member = [layers.scale(name, i) * tensors.read(name) for i, tensors in enumerate(folders)]
-        tensors[name] = sum(weight * bias for weight, bias in zip(weights, of_member, strict=True))
+        scaled_by = [weight * layers.scale(name, i) for i, weight in enumerate(weights)]
+        of_member = [by * tensors.read(name) for by, tensors in zip(scaled_by, folders, strict=True)]
+        tensors[name] = torch.stack(of_member).sum(0)
     scaled = {"r": r, "lora_alpha": r, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
     merged = LoraConfig.from_pretrained(members[0]).to_dict() | scaled | {"lora_dropout": 0.0}
     _finish(folder / "adapter", members[0], tensors, merged)

@@ -5,13 +5,30 @@ import pytest
 import small
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
 )
 
+from distft.errors import DistftError
+from distft.session.parity import Parity
+
 NO_PADDING = {**{k: v for k, v in small.LLAMA.items() if k != "pad_token_id"}}
+
+
+def test_a_classifier_whose_batch_is_not_its_rows_is_refused():
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**small.LLAMA, num_labels=3)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    rows = [torch.tensor([[5, 6, 7, 8, 9, 10, 11]])]
+    Parity(rows, model).require_padded(model)
+    model.register_forward_hook(lambda module, args, out: type(out)(logits=out.logits * len(out.logits)))
+    with pytest.raises(DistftError, match="a batch padded on the right must give what its rows give alone"):
+        Parity(rows, model).require_padded(model)
+
+
 CASES = {
     "decoder": ("sequence_classification", NO_PADDING, small.labelled, AutoModelForSequenceClassification),
     "encoder": ("sequence_classification", small.BERT, small.labelled, AutoModelForSequenceClassification),

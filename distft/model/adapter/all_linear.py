@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -51,7 +52,7 @@ def leave_out_routers(model: PreTrainedModel, wanted: PeftConfig) -> None:
 
 def tell_what_is_left_out(model: nn.Module, wanted: Any) -> None:
     """Warns where much of `model`, adapted by `all-linear`, lies in no linear layer: experts fused into one tensor."""
-    adapted = {id(m.get_param()) for m in model.modules() if hasattr(m, "parameter_name") and hasattr(m, "get_param")}
+    adapted = {id(m.get_param()) for m in model.modules() if isinstance(m, ParamWrapper)}
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     sizes: dict[str, int] = {}
     for path, module in model.named_modules():
@@ -78,8 +79,9 @@ def _gives_a_tensor(layer: nn.Linear) -> bool:
     if type(layer).forward is nn.Linear.forward:
         return True
     training = layer.training
+    layer.eval()
     try:
-        given = layer.eval()(torch.empty(1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device))
+        given = layer(torch.empty(1, layer.in_features, dtype=layer.weight.dtype, device=layer.weight.device))
     except (TypeError, ValueError, RuntimeError, IndexError):  # it takes more than states
         return False
     finally:
