@@ -104,7 +104,7 @@ def with_plain_layers(model: nn.Module) -> Any:
 def load_plain(
     model: schema.Model, method: schema.AnyAdapter | None, seed: int, architecture: Architecture
 ) -> load.Loaded:
-    """The base, with `method` attached to it where there is one, NF4 codes and all, computing in float32. Raises ConfigError."""
+    """The base in float32, NF4 codes and all; with `method` attached where there is one. Raises ConfigError."""
     skeleton = architecture.skeleton(load.read_hf_config(model), "eager", model.trust_remote_code)
     own = {"attention": own_implementation(skeleton)}
     plain = model.model_copy(update={"compute_dtype": "float32", "gradient_checkpointing": "none", **own})
