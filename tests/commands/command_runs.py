@@ -39,6 +39,7 @@ RUNS: dict[str, list[str]] = {
     "tied_embeddings": ["adapter.targets=[embed_tokens,q_proj]"],
     "tied_both": ["adapter.targets=[embed_tokens,lm_head]"],
     "tied_dora": ["adapter=dora", "adapter.targets=[lm_head,v_proj]"],
+    "tokens": ["adapter.options.trainable_token_indices=[0,1,20,21,22,23,24,25]"],
     "full": ["adapter=full", "optim.lr=0.002"],
     "again": ["seed=1"],
     "wide": ["seed=2", "adapter.r=24", "adapter.alpha=12"],

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adaption_prompt.layer import AdaptedAttention, AdaptedAttentionGPT
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, PeftType
 from torch import nn
@@ -112,7 +113,9 @@ def initialise(model: PeftModel, unit: list[nn.Module], config: schema.Lora | sc
             torch.manual_seed(derive_seed(seed, "adapter", path))
             # On a layer that has the adapter already this builds and starts its parameters again.
             # PEFT's own way knows no layer of fused experts that is wrapped already.
-            if settings.peft_type == PeftType.LORA:
+            if isinstance(layer, TrainableTokensLayer) and settings.peft_type == PeftType.LORA:
+                layer.update_layer(ADAPTER, tied_adapter=layer.tied_adapter, token_indices=layer.token_indices[ADAPTER])
+            elif settings.peft_type == PeftType.LORA:
                 layer.update_layer(
                     ADAPTER, layer.r[ADAPTER], lora_alpha=layer.lora_alpha[ADAPTER], config=settings, target_name=path
                 )
