@@ -31,8 +31,8 @@ ARROWS = {
         *("config", "config.checks", "config.keys", "config.reading", "config.sections"),
         *("data", "model", "run", "runtime", "session", "task", "tracking"),
     },
-    "export": {"config", "config.reading", "model", "run", "runtime", "session"},
-    "merge": {"config", "config.reading", "config.sections", "model", "run", "runtime", "task"},
+    "export": {"config", "config.reading", "model", "run", "runtime", "session", "task"},
+    "merge": {"config", "config.reading", "model", "run", "runtime", "task"},
     "launch": {
         *("config", "config.checks", "config.keys", "config.reading"),
         *("data", "run", "runtime", "tracking", "train"),

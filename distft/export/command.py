@@ -62,10 +62,9 @@ def export(run: Path, config: Config, settings: Export, weights: Path, target: P
     rows = parity.check_rows(config, tokenizer, facts_beside(weights))
     trained = load_trained(run, config, weights)
     with whole_folder(target, alone=True) as folder:  # what a killed export left goes at once: it is a whole model
-        tokenizer.save_pretrained(folder)
         if settings.to == "merged":
             return formats.write_merged(trained, config, settings.dtype or config.model.dtype, tokenizer, folder, rows)
-        return formats.write_adapter(trained, config, weights, folder, rows)
+        return formats.write_adapter(trained, config, weights, tokenizer, folder, rows)
 
 
 def _problems(config: Config, settings: Export, target: Path, ranks: Ranks) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The work of distft.merge: several adapters made one by PEFT, checkpoints averaged, a run folder around the result."""
+"""The work of distft.merge: several adapters made one, checkpoints averaged, a run folder around the result."""
 
 import json
 import shutil
@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import save_file
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from distft.config.schema import Config, Lora
 from distft.errors import ConfigError, DistftError
+from distft.merge.deltas import Delta, combined, factored, least_rank, side_by_side
 from distft.merge.settings import Merge
 from distft.model import load
 from distft.model.adapter.saved import FACTS
@@ -23,7 +22,6 @@ from distft.run.tensors import TensorFolder
 from distft.run.weights import facts_beside
 from distft.task import build as tasks
 
-MERGED = "merged"
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
@@ -36,40 +34,88 @@ def combine(config: Config, members: list[Path], settings: Merge, folder: Path) 
     require_same_facts(members, "merge.runs")
     weights = settings.weights or [1 / len(members)] * len(members)
     folders = [TensorFolder(member, "adapter_model") for member in members]
-    _require_same_names(members, folders, shapes="svd" not in settings.method and settings.method != "cat")
-    model = _stand_in(config, members[0])
-    names = [f"member{number}" for number in range(len(members))]
-    for name, member, tensors in zip(names, members, folders, strict=True):
-        wanted = LoraConfig.from_pretrained(member)
-        wanted.modules_to_save = None  # PEFT combines none
-        if name == names[0]:
-            wrapped = PeftModel(model, wanted, adapter_name=name)
-        else:
-            wrapped.add_adapter(name, wanted)
-        lora = {each: tensors.read(each) for each in tensors.names if _is_lora(each)}
-        missing = set_peft_model_state_dict(wrapped, lora, adapter_name=name).unexpected_keys
-        if missing:
-            raise ConfigError(f"merge.runs: {member} must be an adapter of its base, which has no {missing[0]}")
-    torch.manual_seed(settings.seed)
-    wrapped.add_weighted_adapter(
-        names,
-        weights,
-        MERGED,
-        combination_type=settings.method,
-        svd_rank=settings.r,
-        svd_full_matrices=False,
-        density=settings.density if "ties" in settings.method or "dare" in settings.method else None,
-    )
-    tensors = get_peft_model_state_dict(wrapped, adapter_name=MERGED, save_embedding_layers=False)
-    shares = torch.tensor(weights, dtype=torch.float64) / sum(weights)
-    for name in [each for each in folders[0].names if not _is_lora(each)]:
-        tensors[name] = _mean(name, folders, shares)
-    # What PEFT combines it scales first, and by 1 from then on: alpha = r, which is 1 by LoRA's rule only.
-    merged = wrapped.peft_config[MERGED].to_dict() | {"use_rslora": False, "lora_dropout": 0.0}
-    _finish(folder / "adapter", members[0], tensors, merged | {"modules_to_save": _saved_modules(members[0])})
+    _require_same_names(members, folders, shapes=False)
+    whole = [name for name in folders[0].names if not _is_lora(name)]
+    if whole and sum(weights) == 0:
+        raise ConfigError(
+            f"merge.weights: must have a sum other than 0, got {weights}: they also average {whole[0]}, which trained "
+            "in full; change one"
+        )
+    shares = torch.tensor(weights, dtype=torch.float64) / (sum(weights) or 1)
+    tensors = {name: _mean(name, folders, shares) for name in whole}
+    layers = _Layers(config, members, folders)
+    deltas, draw = {}, torch.Generator().manual_seed(settings.seed)
+    for path in layers.paths:
+        deltas[path] = _combined([layers.delta(path, i) for i in range(len(members))], weights, settings, draw)
+    r = settings.r or max(delta.rank for delta in deltas.values())
+    for path, delta in deltas.items():
+        tensors[path], tensors[_second(path)] = delta.of_rank(r).factors()
+    for name in layers.biases:
+        scaled_by = [weight * layers.scale(name, i) for i, weight in enumerate(weights)]
+        of_member = [by * tensors.read(name) for by, tensors in zip(scaled_by, folders, strict=True)]
+        tensors[name] = torch.stack(of_member).sum(0)
+    scaled = {"r": r, "lora_alpha": r, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
+    merged = LoraConfig.from_pretrained(members[0]).to_dict() | scaled | {"lora_dropout": 0.0}
+    _finish(folder / "adapter", members[0], tensors, merged)
     return config.adapter.model_copy(  # type: ignore[return-value]
-        update={"r": merged["r"], "alpha": float(merged["lora_alpha"]), "rslora": False, "dropout": 0.0}
+        update={"r": r, "alpha": float(r), "rslora": False, "dropout": 0.0}
     )
+
+
+def _combined(deltas: list[Delta], weights: list[float], settings: Merge, draw: torch.Generator) -> Delta:
+    if settings.prunes:
+        method = settings.method.removesuffix("_svd")
+        change = combined([delta.dense() for delta in deltas], weights, method, settings.density, draw)
+        return factored(change, settings.r or max(delta.rank for delta in deltas))
+    together = side_by_side(deltas, weights)
+    return together if settings.method == "cat" else least_rank(together)
+
+
+class _Layers:
+    """The layers that the adapters of all `members` change: PEFT says of each its scale, rank and experts."""
+
+    def __init__(self, config: Config, members: list[Path], folders: list[TensorFolder]):
+        self._folders, self._members = folders, members
+        architecture = tasks.build(config.task).architecture(facts_beside(members[0]) or {})
+        model: Any = architecture.skeleton(load.read_hf_config(config.model), "eager", config.model.trust_remote_code)
+        for number, member in enumerate(members):
+            wanted = LoraConfig.from_pretrained(member)
+            wanted.modules_to_save, wanted.init_lora_weights = None, False
+            if number == 0:
+                model = PeftModel(model, wanted, adapter_name="0", low_cpu_mem_usage=True)
+            else:
+                model.add_adapter(str(number), wanted, low_cpu_mem_usage=True)
+        self._model = model
+        names = [name for name in folders[0].names if _is_lora(name)]
+        self.biases = [name for name in names if name.endswith(".bias")]
+        self.paths = [name for name in names if "lora_A" in name or "lora_embedding_A" in name]
+        """Names of the first factors."""
+
+    def delta(self, path: str, number: int) -> Delta:
+        """What the adapter of that member adds to a layer, its scale in it."""
+        a, b = (self._folders[number].read(name) for name in (path, _second(path)))
+        layer = self._layer(path)
+        experts = getattr(layer, "num_experts", 1)
+        if a.dim() != 2 or experts * layer.r[str(number)] != a.shape[0]:
+            raise ConfigError(
+                f"merge.runs: {self._members[number]} must hold {path} as its adapter_config.json says, got "
+                f"{list(a.shape)}; leave it out"
+            )
+        return Delta.of_factors(a, b, experts, self.scale(path, number))
+
+    def scale(self, name: str, number: int) -> float:
+        return float(self._layer(name).scaling[str(number)])
+
+    def _layer(self, name: str) -> Any:
+        path = name.rpartition(".lora_")[0].removeprefix("base_model.model.")
+        try:
+            return self._model.get_base_model().get_submodule(path)
+        except AttributeError as error:
+            raise ConfigError(f"merge.runs: must be adapters of the run's base, which has no {path}") from error
+
+
+def _second(path: str) -> str:
+    return path.replace("lora_A", "lora_B").replace("lora_embedding_A", "lora_embedding_B")
 
 
 def average(members: list[Path], folder: Path) -> None:
@@ -91,17 +137,6 @@ def describe(run: Path, members: list[Path], settings: Merge, folder: Path) -> N
     for file in tokenizer.glob("*") if tokenizer.is_dir() else []:
         if file.name.startswith(("tokenizer", "special_tokens", "chat_template", "added_tokens", "vocab", "merges")):
             shutil.copy2(file, folder / "adapter" / file.name)
-
-
-def _stand_in(config: Config, member: Path) -> PreTrainedModel:
-    """The base's modules with weights of the right shape that take no memory: PEFT reads nothing else of them."""
-    architecture = tasks.build(config.task).architecture(facts_beside(member) or {})
-    model = architecture.skeleton(load.read_hf_config(config.model), "eager", config.model.trust_remote_code)
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            hollow = torch.zeros((), dtype=torch.float32).expand(parameter.shape)
-            module._parameters[name] = nn.Parameter(hollow, requires_grad=False)
-    return model
 
 
 def _require_same_names(members: list[Path], folders: list[TensorFolder], shapes: bool) -> None:
@@ -148,12 +183,6 @@ def _finish(
     back = TensorFolder(adapter, stem)
     if {name: back.shape(name) for name in back.names} != {name: tuple(t.shape) for name, t in tensors.items()}:
         raise DistftError(f"merge: {adapter} does not hold what was written to it; nothing was merged")
-
-
-def _saved_modules(member: Path) -> list[str] | None:
-    settings = json.loads((member / "adapter_config.json").read_text(encoding="utf-8"))
-    saved: list[str] | None = settings.get("modules_to_save")
-    return saved
 
 
 def _is_lora(name: str) -> bool:

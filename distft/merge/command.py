@@ -10,7 +10,7 @@ from distft.config.schema import Config, Section
 from distft.errors import ConfigError
 from distft.merge.settings import Merge
 from distft.run.compatible import check_members
-from distft.run.identity import read_config, write_config
+from distft.run.identity import write_config
 from distft.run.steps import published, step_of
 from distft.run.weights import find_weights
 from distft.runtime import log
@@ -19,9 +19,7 @@ from distft.runtime.files import whole_folder
 
 # What a run needed for training and a merge does not.
 DEFAULTS = ["engine=single", "optim=sgd", "tracking=none", "resume=auto"]
-SAME_RANK = ("linear", "ties", "dare_linear", "dare_ties")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+-]{0,127}")
-DENSE = ("linear", "cat", "svd")
 
 
 class Command(Section):
@@ -34,8 +32,6 @@ def main(argv: list[str]) -> None:
     target = Path(settings.to).expanduser()
     others = [Path(other).expanduser() for other in settings.runs]
     problems = [*_problems(config, settings, target, read_ranks()), *check_members(run, others, "merge.runs")]
-    if not problems and others:
-        problems += _ranks_fit(run, others, settings)
     if problems:
         raise ConfigError(problems)
     log.start(0)
@@ -65,7 +61,7 @@ def _problems(config: Config, settings: Merge, target: Path, ranks: Ranks) -> It
         )
     if settings.runs:
         yield from _adapters_problems(config, settings)
-    elif settings.method != "linear" or settings.weights is not None:
+    elif settings.method != Merge.model_fields["method"].get_default() or settings.weights is not None:
         yield "merge.method: belongs to merge.runs; checkpoints of one run are averaged: remove it, and merge.weights"
     if not _NAME.fullmatch(target.name):
         yield f"merge.to: its name must be a run's, letters, digits and . _ = , + -, got {target.name!r}; rename it"
@@ -90,17 +86,10 @@ def _adapters_problems(config: Config, settings: Merge) -> Iterator[str]:
         )
     if settings.weights is not None and len(settings.weights) != count:
         yield f"merge.weights: must be {count} numbers, one a run, got {len(settings.weights)}; add or remove some"
-    if "svd" not in settings.method and settings.r is not None:
-        yield f"merge.r: belongs to svd methods, got {settings.r} with {settings.method}; use merge.method=svd"
-    if settings.method in DENSE and settings.density != Merge.model_fields["density"].get_default():
+    if settings.method == "cat" and settings.r is not None:
+        yield f"merge.r: belongs to methods that choose a rank, got {settings.r} with cat; use merge.method=svd"
+    if not settings.prunes and settings.density != Merge.model_fields["density"].get_default():
         yield f"merge.density: belongs to ties and dare, got {settings.density:g} with {settings.method}; remove it"
-
-
-def _ranks_fit(run: Path, others: list[Path], settings: Merge) -> Iterator[str]:
-    r = {str(each): read_config(each)["adapter"].get("r") for each in [run, *others]}
-    if settings.method in SAME_RANK and len(set(r.values())) > 1:
-        told = ", ".join(f"{value} in {name}" for name, value in r.items())
-        yield f"merge.method: {settings.method} wants adapters of one rank r, got {told}; use merge.method=svd or cat"
 
 
 def _checkpoints(run: Path, wanted: list[int] | int | None) -> list[Path]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from distft.model import attention
+from distft.model.own_attention import own_implementation
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,6 @@ def offer(model: PreTrainedModel, asked: str) -> None:
 
 def offered(model: PreTrainedModel) -> list[Way]:
     return getattr(model, "distft_ways", [Way(model.config._attn_implementation, False)])
-
-
-def own_implementation(model: PreTrainedModel) -> str:
-    """The implementation of `transformers` that computes what the model is defined as.
-
-    `sdpa` where every model in it is said to support that. Soft-caps and sinks are in the model's own file only.
-    """
-    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    return "sdpa" if all(part._supports_sdpa for part in parts) else "eager"
 
 
 def can_switch(model: PreTrainedModel) -> bool:

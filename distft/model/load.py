@@ -151,7 +151,7 @@ def load(
     return Loaded(model, compute, trainable, identity, teacher)
 
 
-def _plain_config(config: schema.Model) -> Any:
+def plain_config(config: schema.Model) -> Any:
     """The model's config, of weights that are quantised no more once they are read."""
     hf_config = read_hf_config(config)
     prequantised.forget(hf_config)
@@ -161,7 +161,7 @@ def _plain_config(config: schema.Model) -> Any:
 def _skeleton(config: schema.Model, architecture: Architecture, attention: str) -> PreTrainedModel:
     """The model on meta, by `attention`, or by its own where that was not asked for and it knows no other."""
     try:
-        skeleton = architecture.skeleton(_plain_config(config), attention, config.trust_remote_code)
+        skeleton = architecture.skeleton(plain_config(config), attention, config.trust_remote_code)
         fits = config.attention != "auto" or isolation.can_switch(skeleton)
     except (KeyError, ValueError, ImportError) as error:
         if config.attention != "auto":
@@ -171,7 +171,7 @@ def _skeleton(config: schema.Model, architecture: Architecture, attention: str) 
             ) from error
         fits = False
     if not fits:
-        skeleton = architecture.skeleton(_plain_config(config), None, config.trust_remote_code)
+        skeleton = architecture.skeleton(plain_config(config), None, config.trust_remote_code)
     isolation.offer(skeleton, config.attention)
     return skeleton
 

@@ -3,11 +3,16 @@
 import errno
 import logging
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from distft.errors import EXIT_FAILED, EXIT_OK, ConfigError, DistftError
+
+EXIT_UNREAD = 128 + signal.SIGPIPE
+"""A shell's own for a program that wrote to a reader that was gone."""
 
 
 def run_command(main: Callable[[list[str]], None]) -> NoReturn:
@@ -34,6 +39,10 @@ def exit_code(work: Callable[[], object]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return EXIT_FAILED
+    except BrokenPipeError:
+        if not _reader_is_gone():  # of a socket, say
+            raise
+        return EXIT_UNREAD
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # comes from a write, which does not know its file
         if not full and (error.errno is None or not error.filename):
@@ -49,10 +58,25 @@ def exit_code(work: Callable[[], object]) -> int:
 def leave(code: int) -> NoReturn:
     """Ends the process. Not sys.exit: where one rank fails others sit in a collective, and a process group's destructor
     would wait for it."""
+    _reader_is_gone()  # a run that is done is done, whoever looks
     sys.stdout.flush()
     sys.stderr.flush()
     logging.shutdown()
     os._exit(code)
+
+
+def _reader_is_gone() -> bool:
+    """Whether what reads the output has what it wanted, as in `--help | head -1`; then the rest goes nowhere."""
+    try:
+        out = sys.stdout.fileno()
+    except (OSError, ValueError):  # a stream in memory
+        return False
+    poll = select.poll()
+    poll.register(out, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return True
 
 
 def _message(error: DistftError) -> str:

@@ -1,5 +1,6 @@
 """Whether two models are the same model: their logits on a few rows of real tokens."""
 
+import inspect
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from distft.config import schema
 from distft.data.prepare import prepare
@@ -36,11 +37,15 @@ class ParityReport:
     differences: list[tuple[str, float, float]] = field(default_factory=list)
     """What, relative difference of the logits, mean difference of a token's loss."""
 
+    padded: str | None = None
+    """How a padded batch compares with its rows alone."""
+
     def lines(self) -> list[str]:
-        return [
+        compared = [
             f"{what}: logits differ by {relative:.1e}, losses by {loss:.1e}"
             for what, relative, loss in self.differences
-        ] + [f"on {self.tokens} real tokens, in float32"]
+        ]
+        return [*compared, *([self.padded] if self.padded else []), f"on {self.tokens} real tokens, in float32"]
 
 
 class Parity:
@@ -65,6 +70,32 @@ class Parity:
                 f"(allowed {tolerance:.0e}), losses by {loss:.1e} on average; nothing was exported"
             )
 
+    def require_padded(self, model: PreTrainedModel) -> None:
+        """Compares rows of unequal length in one padded batch with each of them alone.
+
+        Raises DistftError where `model` classifies and they differ. One that generates pads on the left; families that
+        carry what padding leaves behind are told of.
+        """
+        rows = [row[:, : max(2, row.shape[1] - 3 * i)] for i, row in enumerate([*self._rows[:4], self._rows[0]])]
+        alone, batch = logits(model, rows), padded_logits(model, rows)
+        distance = sum((a - b).square().sum().item() for a, b in zip(batch, alone, strict=True))
+        relative = (distance / sum(b.square().sum().item() for b in alone)) ** 0.5
+        side = "left" if _pads_left(model) else "right"
+        if relative <= SAME:
+            self.report.padded = f"in a batch padded on the {side}: logits differ by {relative:.1e}"
+        elif side == "left":
+            logger.warning(
+                "%s in a batch padded on the left differs from rows alone by %.1e of its logits, as its "
+                "family does in transformers; generate row by row",
+                type(model).__name__,
+                relative,
+            )
+        else:
+            raise DistftError(
+                "export: a batch padded on the right must give what its rows give alone, logits differ by "
+                f"{relative:.1e} of their size (allowed {SAME:.0e}); nothing was exported"
+            )
+
 
 def check_rows(config: schema.Config, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any] | None) -> list[Tensor]:
     """The first tokens of a few held-out documents; where the data is not there, of a sentence."""
@@ -82,15 +113,46 @@ def check_rows(config: schema.Config, tokenizer: PreTrainedTokenizerFast, facts:
 def logits(model: nn.Module, rows: list[Tensor]) -> list[Tensor]:
     """Float32 logits on the CPU, row by row: whatever scores the model gives. Those of virtual tokens are left out."""
     model.eval()
-    device = next(model.parameters()).device
     results = []
     for row in rows:
-        own = {"decoder_input_ids": row.to(device)} if getattr(model.config, "is_encoder_decoder", False) else {}
-        out = model(input_ids=row.to(device), use_cache=False, **own)
-        scores = out.logits if "logits" in out else torch.stack([out.start_logits, out.end_logits], 1)
+        scores = _scores(model, row, {})
         virtual = scores.shape[1] - row.shape[1] if scores.dim() == 3 else 0
-        results.append(scores[:, max(0, virtual) :].float().cpu())
+        results.append(scores[:, max(0, virtual) :])
     return results
+
+
+@torch.no_grad()
+def padded_logits(model: PreTrainedModel, rows: list[Tensor]) -> list[Tensor]:
+    """The same of all rows in one batch with a mask, padded as the model is used: on the left where it generates."""
+    model.eval()
+    longest, left, pad = max(row.shape[1] for row in rows), _pads_left(model), model.config.pad_token_id or 0
+    places = [slice(longest - row.shape[1], None) if left else slice(row.shape[1]) for row in rows]
+    ids = torch.full((len(rows), longest), pad)
+    mask = torch.zeros_like(ids)
+    for i, (row, place) in enumerate(zip(rows, places, strict=True)):
+        ids[i, place], mask[i, place] = row[0], 1
+    more = {"attention_mask": mask}
+    if left and "position_ids" in inspect.signature(model.forward).parameters:
+        more["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    scores = _scores(model, ids, more)
+    if scores.dim() == 2:
+        return list(scores.split(1))
+    spans = scores.shape[1] == 2 and scores.shape[2] == longest  # starts and ends of answers
+    return [scores[i : i + 1, :, p] if spans else scores[i : i + 1, p] for i, p in enumerate(places)]
+
+
+def _pads_left(model: PreTrainedModel) -> bool:
+    return bool(model.can_generate()) and not model.config.is_encoder_decoder
+
+
+def _scores(model: nn.Module, ids: Tensor, more: dict[str, Tensor]) -> Tensor:
+    device = next(model.parameters()).device
+    given = {name: value.to(device) for name, value in {"input_ids": ids, **more}.items()}
+    if getattr(model.config, "is_encoder_decoder", False):
+        given["decoder_input_ids"] = given["input_ids"]
+    out = model(use_cache=False, **given)
+    scores = out.logits if "logits" in out else torch.stack([out.start_logits, out.end_logits], 1)
+    return scores.float().cpu()
 
 
 def losses(of: Tensor, row: Tensor) -> Tensor:

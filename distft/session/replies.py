@@ -7,6 +7,7 @@ from distft.runtime.files import write_whole
 from distft.session.session import Session
 from distft.session.task_data import TaskData
 from distft.task.generate import Prompts
+from distft.task.reply_end import reply_ends
 from distft.tracking.seam import Sample
 
 FILE = "samples.json"
@@ -33,7 +34,7 @@ class Replies:
             tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, return_dict=False)
             for chat in self.chats
         ]
-        prompts = Prompts(ids, self.max_new_tokens, [tokenizer.eos_token_id], tokenizer.pad_token_id)
+        prompts = Prompts(ids, self.max_new_tokens, reply_ends(tokenizer), tokenizer.pad_token_id)
         replies = self.session.engine.generate(prompts)
         return [tokenizer.decode(reply, skip_special_tokens=True).strip() for reply in replies]
 

@@ -1,11 +1,13 @@
 """A trained model whole, in one process and without an engine: what is exported, merged and put to other benchmarks."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -14,6 +16,7 @@ from distft.errors import ConfigError
 from distft.model import load
 from distft.model.adapter import saved
 from distft.model.architecture import Architecture
+from distft.model.own_attention import own_implementation
 from distft.model.quantize import StoredLinear
 from distft.model.tokenizer import load_tokenizer
 from distft.run.compatible import check_same_base
@@ -68,7 +71,25 @@ def load_trained(run: Path, config: schema.Config, weights: Path) -> Trained:
 def merge(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """The plain model, on the CPU in float32. NF4 layers are decoded first: the adapter was trained on those values."""
     model = with_plain_layers(model)
-    return model.merge_and_unload(safe_merge=True) if isinstance(model, PeftModel) else model
+    if not isinstance(model, PeftModel):
+        return model
+    _part_from_tied(model)
+    return model.merge_and_unload(safe_merge=True)
+
+
+def _part_from_tied(model: PeftModel) -> None:
+    """Gives adapted layers that share a weight one of their own: what is merged into a head is not the embeddings'."""
+    users = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+    for layer in model.modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        base = layer.get_base_layer()
+        for name, weight in list(base.named_parameters(recurse=False)):
+            if users[id(weight)] > 1:
+                users[id(weight)] -= 1
+                setattr(base, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
+                config = model.get_base_model().config
+                config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
 
 def with_plain_layers(model: nn.Module) -> Any:
@@ -80,9 +101,13 @@ def with_plain_layers(model: nn.Module) -> Any:
     return model.float().cpu()
 
 
-def load_plain(model: schema.Model, method: schema.AnyAdapter, seed: int, architecture: Architecture) -> load.Loaded:
-    """The base with `method` attached to it, NF4 codes and all, computing in float32. Raises ConfigError."""
-    plain = model.model_copy(update={"compute_dtype": "float32", "attention": "sdpa", "gradient_checkpointing": "none"})
+def load_plain(
+    model: schema.Model, method: schema.AnyAdapter | None, seed: int, architecture: Architecture
+) -> load.Loaded:
+    """The base in float32, NF4 codes and all; with `method` attached where there is one. Raises ConfigError."""
+    skeleton = architecture.skeleton(load.plain_config(model), "eager", model.trust_remote_code)
+    own = {"attention": own_implementation(skeleton)}
+    plain = model.model_copy(update={"compute_dtype": "float32", "gradient_checkpointing": "none", **own})
     # 4-bit codes are made anew: where they were made, a GPU, its kernels make the same ones.
     on_gpu = model.quantization != "none" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")

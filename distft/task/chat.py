@@ -48,7 +48,7 @@ class Template:
         self.tokenizer = tokenizer
         self.loss_on = loss_on
         added = tokenizer.added_tokens_decoder.items()
-        self._special = {token_id for token_id, token in added if token.special} | set(tokenizer.all_special_ids)
+        self.special = {token_id for token_id, token in added if token.special} | set(tokenizer.all_special_ids)
 
     def options(self) -> dict[str, Any]:
         return {"loss_on": self.loss_on, "chat_template": self.tokenizer.chat_template}
@@ -152,13 +152,13 @@ class Template:
         supervised = np.full(len(ids), self.loss_on == "all")
         for start, end in spans:
             first, last = bisect.bisect_left(starts, start), bisect.bisect_left(starts, end)
-            supervised[first : self._end_of_turn(ids, last)] = True
+            supervised[first : self.end_of_turn(ids, last)] = True
         return _first_unsupervised(np.array(ids, np.int32), supervised)
 
-    def _end_of_turn(self, ids: list[int], at: int) -> int:
+    def end_of_turn(self, ids: list[int], at: int) -> int:
         """One past the special token that closes the turn before `at`, whitespace between allowed; else `at`."""
         for i in range(at, len(ids)):
-            if ids[i] in self._special:
+            if ids[i] in self.special:
                 return i + 1
             if str(self.tokenizer.decode([ids[i]])).strip():
                 break

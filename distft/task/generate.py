@@ -6,6 +6,8 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel
 
+from distft.model.own_attention import own_attention
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -21,8 +23,7 @@ def greedy_replies(
     model: PreTrainedModel | PeftModel, base: PreTrainedModel, prompts: Prompts, compute: torch.dtype
 ) -> list[list[int]]:
     """Replies of `model` as token ids. `base`: the causal model of `transformers` in it, adapters inside."""
-    device, usual = next(model.parameters()).device, base.config._attn_implementation
-    base.set_attn_implementation("sdpa")  # one prompt at a time, with a cache
+    device = next(model.parameters()).device
     settings = GenerationConfig(
         max_new_tokens=prompts.max_new_tokens,
         do_sample=False,
@@ -31,10 +32,10 @@ def greedy_replies(
         use_cache=True,
     )
     replies = []
-    with torch.autocast(device.type, compute, enabled=compute != torch.float32):
+    autocast = torch.autocast(device.type, compute, enabled=compute != torch.float32)
+    with own_attention(base), autocast:  # one prompt at a time, with a cache
         for ids in prompts.ids:
             given = torch.tensor([ids], device=device)
             out = model.generate(input_ids=given, attention_mask=torch.ones_like(given), generation_config=settings)
             replies.append(out[0, len(ids) :].tolist())
-    base.set_attn_implementation(usual)
     return replies

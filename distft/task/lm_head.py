@@ -1,8 +1,8 @@
 """A language model's output layer: token losses straight from hidden states, so that the full logits never exist.
 
 What the model does around the layer is measured in its own forward pass, not read off its config: each family has
-keys of its own for it. Where the layer is plain linear the loss goes by tiles of the vocabulary (`distft.task.loss`), else (an
-adapter on it) by a few tokens, whose logits are computed once more in the backward pass.
+keys of its own for it. Where the layer is plain linear the loss goes by tiles of the vocabulary (`distft.task.loss`),
+else (an adapter on it) by a few tokens, whose logits are computed once more in the backward pass.
 """
 
 from collections.abc import Callable

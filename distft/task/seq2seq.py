@@ -3,6 +3,7 @@
 Their attention biases by distance run through no packed attention, so sources and targets are padded, with masks.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +15,13 @@ import torch.nn.functional as F
 from peft import TaskType
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from distft.config import schema
 from distft.data.corpus import Corpus
 from distft.data.document import IGNORED, Document, Layout, Reading, Seen, Unusable, check_text, checked
 from distft.data.loader import Batch
+from distft.errors import ConfigError
 from distft.model.architecture import Architecture
 from distft.model.isolation import Way
 from distft.model.load import Loaded
@@ -138,6 +140,24 @@ def text_scores(truth: list[str], found: list[str]) -> Scores:
     )
 
 
+def before_labels(model: PreTrainedModel, labels: Tensor) -> Tensor:
+    """What the decoder reads to predict `labels`: as `model` itself shifts them when it is given labels."""
+    if hasattr(model, "prepare_decoder_input_ids_from_labels"):
+        before = model.prepare_decoder_input_ids_from_labels(labels)
+        assert isinstance(before, Tensor)
+        return before
+    for kind in type(model).__mro__:  # an engine may have put a class of its own in front
+        shift = getattr(sys.modules[kind.__module__], "shift_tokens_right", None)
+        if shift is not None:
+            shifted = shift(labels, model.config.pad_token_id, model.config.decoder_start_token_id)
+            assert isinstance(shifted, Tensor)
+            return shifted
+    raise ConfigError(
+        f"task: seq2seq must have a model that says what its decoder reads before each label, got "
+        f"{type(model).__name__}; take one with prepare_decoder_input_ids_from_labels, such as T5 or BART"
+    )
+
+
 class EncoderDecoder(TaskModule):
     """A model of `AutoModelForSeq2SeqLM`, run by its own forward pass; up to the head, where that is plain."""
 
@@ -169,7 +189,7 @@ class EncoderDecoder(TaskModule):
     def loss(self, batch: Batch) -> Tensor:
         """Sum of the target tokens' losses."""
         sources, mask, labels = self._padded(batch)
-        before = self.base.prepare_decoder_input_ids_from_labels(labels)
+        before = before_labels(self.base, labels)
         inputs = {"input_ids": sources, "attention_mask": mask, "decoder_input_ids": before, "use_cache": False}
         if not self.has_plain_head:
             logits = self.base(**inputs).logits.flatten(0, 1).float()

@@ -94,7 +94,8 @@ def _own(module: Tried, document: Tensor) -> Tensor:
     except Exception as error:  # a family's own code, on a config that it does not know
         raise ConfigError(
             f"model.source: must be a model that transformers itself can run, and a {module.base.config.model_type} "
-            f"ends in {type(error).__name__}: {' '.join(str(error).split())[:200]}; mend its config, or take another model"
+            f"ends in {type(error).__name__}: {' '.join(str(error).split())[:200]}; mend its config, or "
+            "take another model"
         ) from error
 
 

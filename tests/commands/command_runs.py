@@ -35,6 +35,11 @@ RUNS: dict[str, list[str]] = {
     "olora": ["adapter.init=olora"],
     "loftq": ["adapter=loftq", "model.quantization=nf4"],
     "head": ["adapter.modules_to_save=[lm_head]"],
+    "tied_head": ["adapter.targets=[lm_head,q_proj]"],
+    "tied_embeddings": ["adapter.targets=[embed_tokens,q_proj]"],
+    "tied_both": ["adapter.targets=[embed_tokens,lm_head]"],
+    "tied_dora": ["adapter=dora", "adapter.targets=[lm_head,v_proj]"],
+    "tokens": ["adapter.options.trainable_token_indices=[0,1,20,21,22,23,24,25]"],
     "full": ["adapter=full", "optim.lr=0.002"],
     "again": ["seed=1"],
     "wide": ["seed=2", "adapter.r=24", "adapter.alpha=12"],
@@ -189,25 +194,6 @@ def _loss(model: Any, run: Path) -> float:
             total += torch.nn.functional.cross_entropy(logits, goal, ignore_index=-100, reduction="sum").item()
             count += int((goal != -100).sum())
     return total / count
-
-
-def loss_of_combined(
-    run: Path, base: Path, adapters: list[Path], method: str, weights: list[float], options: dict[str, Any], seed: int
-) -> float:
-    """The run's held-out loss under adapters that PEFT combined on the whole base."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, adapters[0], adapter_name="0")
-    for number, adapter in enumerate(adapters[1:], start=1):
-        model.load_adapter(adapter, adapter_name=str(number))
-    torch.manual_seed(seed)
-    names = [str(number) for number in range(len(adapters))]
-    model.add_weighted_adapter(names, weights, "merged", combination_type=method, **options)
-    model.set_adapter("merged")
-    return _loss(model.eval(), run)
 
 
 def chances_of_folder(base: Path, adapter: Path | None, texts: list[str], answers: list[str]) -> list[list[float]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import command_runs
 import pytest
 from command_runs import RUNS, loss_of_folder, reply_of_folder
+from safetensors.numpy import load_file
 
 from distft.tracking import metrics
 
@@ -27,7 +28,7 @@ def test_merged_folder_has_the_loss_that_training_ended_with(name, trained, comm
     assert child(loss_of_folder, run, tmp_path / "out") == pytest.approx(losses(run)[-1], abs=2e-5)
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "pissa", "olora", "nf4", "head"])
+@pytest.mark.parametrize("name", ["lora", "dora", "pissa", "olora", "nf4", "head", "tied_head", "tied_both"])
 def test_adapter_folder_on_the_plain_base_has_the_loss_that_training_ended_with(
     name, trained, command, child, base, tmp_path
 ):
@@ -36,6 +37,19 @@ def test_adapter_folder_on_the_plain_base_has_the_loss_that_training_ended_with(
     assert done.code == 0, done.err
     loss = child(loss_of_folder, run, tmp_path / "out", base, name == "nf4")
     assert loss == pytest.approx(losses(run)[-1], abs=2e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("tied")])
+def test_what_is_merged_into_a_tied_layer_is_not_merged_into_the_other(name, trained, command, base, tmp_path):
+    done = command(EXPORT, f"run={trained(name)}", "export.to=merged", f"export.path={tmp_path / 'out'}")
+    assert done.code == 0, done.err
+    before, after = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "out"))
+    embeddings, adapter = before["model.embed_tokens.weight"], trained(name) / "adapter"
+    changed = {key.split(".")[-3] for key in load_file(adapter / "adapter_model.safetensors") if "lora_" in key}
+    changed |= {"embed_tokens"} if name in ("tied_embeddings", "tied_both") else set()
+    for key in ("model.embed_tokens.weight", "lm_head.weight"):
+        assert ((after[key] != embeddings).any()) == (key.split(".")[-2] in changed), key
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
 
 
 @pytest.mark.machine

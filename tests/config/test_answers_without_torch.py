@@ -81,3 +81,13 @@ def test_a_command_has_imported_nothing_heavy_when_it_meets_its_config(module: s
     code = f"import sys, {module}; sys.exit(str({{'torch', 'transformers', 'datasets'}} & set(sys.modules) or ''))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == ""
+
+
+def test_output_that_nobody_reads_on_ends_without_a_traceback(tmp_path: Path):
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-m", "distft.train", "--help"]
+    done = subprocess.run(words, cwd=tmp_path, env=env, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode in (0, 141) and done.stderr == ""

@@ -36,9 +36,20 @@ SHAPES = {
     "t5 v1.1": {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
     "t5 unscaled": {**T5, "scale_decoder_outputs": False},
     "prophetnet": PROPHET,
+    "blenderbot": BART,
+    "blenderbot-small": BART,
+    "m2m_100": {**BART, "dropout": 0.0},
+    "nllb-moe": {
+        **BART,
+        "num_experts": 4,
+        "encoder_sparse_step": 1,
+        "decoder_sparse_step": 1,
+        "router_jitter_noise": 0.0,
+    },
     "fsmt": {**BART, **FSMT},
 }
-FAMILIES = [*SHAPES, "encoder-decoder"]
+OWN_SHIFT = ("blenderbot", "blenderbot-small", "m2m_100", "nllb-moe")
+FAMILIES = [*(family for family in SHAPES if family not in OWN_SHIFT), "encoder-decoder"]
 EVERY_WAY = ["t5", "t5 v1.1", "bart", "mbart", "marian", "pegasus"]
 CASES = [(family, adapter, e) for family in EVERY_WAY for adapter in ("full", "lora", "lora on head") for e in (0, 0.1)]
 CASES += [(family, "full", 0.1) for family in FAMILIES if family not in EVERY_WAY]
@@ -118,6 +129,16 @@ def test_loss_and_gradients_are_those_of_the_family_s_own_logits(family, adapter
     whole = torch.stack([gradient.norm() for gradient in wanted.values()]).norm()
     for name in wanted:
         assert (ours[name] - wanted[name]).norm() <= 1e-6 * whole, name
+
+
+@pytest.mark.parametrize("family", ["bart", "t5", *OWN_SHIFT])
+def test_the_decoder_reads_what_the_family_itself_gives_it_for_labels(family):
+    model = model_of(family).eval()
+    module = module_on(model, 0.0)
+    batch = batch_of()
+    sources, mask, labels = module._padded(batch)
+    own = model(input_ids=sources, attention_mask=mask, labels=labels).loss * (labels != -100).sum()
+    assert module(batch).item() == pytest.approx(own.item(), rel=1e-5)
 
 
 class LargestTensor(TorchDispatchMode):

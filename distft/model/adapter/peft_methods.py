@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.adaption_prompt.layer import AdaptedAttention, AdaptedAttentionGPT
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper, PeftType
 from torch import nn
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from distft.config import schema
 from distft.errors import ConfigError
+from distft.model.adapter.all_linear import ALL, leave_out_routers, tell_what_is_left_out
 from distft.model.adapter.named import require_named
 from distft.model.quantize import Nf4
 from distft.runtime.seed import derive_seed
@@ -68,6 +70,7 @@ def attach(
     final = getattr(wanted, "init_lora_weights", None)
     if final is not None:
         wanted.init_lora_weights = True  # what reads the base cannot read it yet
+    leave_out_routers(model, wanted)
     torch.manual_seed(derive_seed(seed, "adapter"))
     shares = "_pre_injection_hook" in vars(PEFT_TYPE_TO_TUNER_MAPPING[wanted.peft_type])
     try:
@@ -82,6 +85,8 @@ def attach(
         ) from error
     if final is not None:
         wanted.init_lora_weights = final
+    if config.targets == ALL:
+        tell_what_is_left_out(attached, wanted)
     return attached
 
 
@@ -110,7 +115,9 @@ def initialise(model: PeftModel, unit: list[nn.Module], config: schema.Lora | sc
             torch.manual_seed(derive_seed(seed, "adapter", path))
             # On a layer that has the adapter already this builds and starts its parameters again.
             # PEFT's own way knows no layer of fused experts that is wrapped already.
-            if settings.peft_type == PeftType.LORA:
+            if isinstance(layer, TrainableTokensLayer) and settings.peft_type == PeftType.LORA:
+                layer.update_layer(ADAPTER, tied_adapter=layer.tied_adapter, token_indices=layer.token_indices[ADAPTER])
+            elif settings.peft_type == PeftType.LORA:
                 layer.update_layer(
                     ADAPTER, layer.r[ADAPTER], lora_alpha=layer.lora_alpha[ADAPTER], config=settings, target_name=path
                 )
