@@ -1,12 +1,18 @@
 """FlashAttention over documents laid end to end, by torch's `varlen_attn`, whose arguments change between releases."""
 
+from collections.abc import Callable
+from functools import cache
 from inspect import signature
+from typing import Any
 
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-TAKES_GROUPS = "enable_gqa" in signature(varlen_attn).parameters
-"""Whether the kernel is handed fewer heads of keys than of queries: from torch 2.12 on."""
+
+@cache
+def _takes_groups(kernel: Callable[..., Any]) -> bool:
+    """Whether it takes fewer heads of keys than of queries: from torch 2.12 on."""
+    return "enable_gqa" in signature(kernel).parameters
 
 
 def varlen(
@@ -26,9 +32,9 @@ def varlen(
     `window` tokens, itself among them; None: all before it.
     """
     reach = (window - 1 if window else -1, 0 if causal else -1)  # to the left, to the right
-    groups = {}
+    groups: dict[str, bool] = {}
     if query.shape[1] != key.shape[1]:
-        if TAKES_GROUPS:
+        if _takes_groups(varlen_attn):
             groups = {"enable_gqa": True}
         else:
             repeats = query.shape[1] // key.shape[1]
