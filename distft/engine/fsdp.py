@@ -9,6 +9,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from distft.config import schema
+from distft.engine.fsdp_bytes import take_bytes
 from distft.engine.optim import MakeOptimizer
 from distft.engine.single import Single
 from distft.runtime.group import Group
@@ -27,6 +28,7 @@ class Fsdp(Single):
         compute: torch.dtype,
     ):
         super().__init__(group, make_optimizer, max_grad_norm)
+        take_bytes()
         world_size = group.ranks.world_size
         shards = settings.shard_size or world_size
         kind = group.device.type

@@ -193,15 +193,9 @@ def _flash(
     causal: bool,
     window: int | None,
 ) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
+    from distft.model.varlen import varlen
 
-    reach = (window - 1 if window else -1, 0 if causal else -1)  # to the left, to the right
-    grouped = query.shape[1] != key.shape[1]
-    out = varlen_attn(
-        query, key, value, ends, ends, longest, longest, scale=scaling, window_size=reach, enable_gqa=grouped
-    )
-    assert isinstance(out, Tensor)
-    return out
+    return varlen(query, key, value, ends, longest, scale=scaling, window=window, causal=causal)
 
 
 def length_groups(document_ends: Tensor) -> list[Tensor]:

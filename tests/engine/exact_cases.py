@@ -15,7 +15,7 @@ from distft.engine import optim
 from distft.engine.build import build
 from distft.engine.single import Single
 from distft.model.adapter import saved
-from distft.model.load import load
+from distft.model.load import compute_dtype, load
 from distft.model.packed import documents
 from distft.model.quantize import StoredLinear
 from distft.runtime.group import Group
@@ -75,7 +75,7 @@ def document_logits(group: Group, config: schema.Config, changed: int | None) ->
 
 def planted_bytes(group: Group, config: schema.Config) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, int]]:
     """Bytes planted into the stored layers before sharding, the same gathered after a training step, and bytes held."""
-    engine = build(config, group, torch.float32)
+    engine = build(config, group, compute_dtype(config.model, group.device))
     planted: dict[str, Tensor] = {}
     layers: dict[str, StoredLinear] = {}
 
@@ -93,7 +93,7 @@ def planted_bytes(group: Group, config: schema.Config) -> tuple[dict[str, Tensor
         engine.shard(block)
 
     loaded = load(config.model, config.adapter, seed=0, device=group.device, shard=plant_and_shard)
-    engine.start(CausalLM(loaded.model, torch.float32))
+    engine.start(CausalLM(loaded.model, loaded.compute_dtype))
     loader = engine_cases.loader(config, group)
     engine_cases.accumulate(engine, loader, 0)
     engine.step(1e-3)

@@ -60,9 +60,10 @@ def test_recomputation_gives_the_same_gradients_with_dropout_on(one_rank, mode, 
         torch.testing.assert_close(gradient, reference[name], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize("engine", ["fsdp", "zero3"])
-def test_nf4_bytes_survive_sharding_and_training_and_each_rank_holds_its_share(two_ranks, engine):
-    case = engine_cases.config({"name": engine}, model={"quantization": "nf4"}, steps=1)
+def test_nf4_bytes_survive_sharding_and_training_and_each_rank_holds_its_share(two_ranks, engine, compute):
+    case = engine_cases.config({"name": engine}, model={"quantization": "nf4", "compute_dtype": compute}, steps=1)
     for planted, gathered, held in two_ranks.run(exact_cases.planted_bytes, case):
         assert planted
         for key, bytes_before in planted.items():
