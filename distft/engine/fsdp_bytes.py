@@ -15,7 +15,8 @@ def take_bytes() -> None:
     """Has `fully_shard` leave uint8 parameters as they are, in this process from here on."""
     if _leaves_bytes_alone():
         return
-    attributes_of_all = _fsdp_param.FSDPParam.init_dtype_attrs
+    module: Any = _fsdp_param
+    attributes_of_all = module.FSDPParam.init_dtype_attrs
 
     def init_dtype_attrs(self: Any, policy: MixedPrecisionPolicy) -> None:
         attributes_of_all(self, policy)
@@ -25,12 +26,12 @@ def take_bytes() -> None:
     def parameter(data: Tensor, requires_grad: bool | None = None) -> nn.Parameter:
         return nn.Parameter(data, data.is_floating_point() if requires_grad is None else requires_grad)
 
-    _fsdp_param.FSDPParam.init_dtype_attrs = init_dtype_attrs  # type: ignore[method-assign]
-    _fsdp_param.nn = SimpleNamespace(Module=nn.Module, Parameter=parameter)  # type: ignore[attr-defined]
+    module.FSDPParam.init_dtype_attrs = init_dtype_attrs
+    module.nn = SimpleNamespace(Module=nn.Module, Parameter=parameter)
 
 
 def _leaves_bytes_alone() -> bool:
-    stored = SimpleNamespace(sharded_param=torch.empty(0, dtype=torch.uint8))
+    stored: Any = SimpleNamespace(sharded_param=torch.empty(0, dtype=torch.uint8))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
-    _fsdp_param.FSDPParam.init_dtype_attrs(stored, policy)  # type: ignore[arg-type]
+    _fsdp_param.FSDPParam.init_dtype_attrs(stored, policy)
     return stored.param_dtype is None

@@ -32,7 +32,7 @@ def varlen(
     `window` tokens, itself among them; None: all before it.
     """
     reach = (window - 1 if window else -1, 0 if causal else -1)  # to the left, to the right
-    groups: dict[str, bool] = {}
+    groups: dict[str, Any] = {}
     if query.shape[1] != key.shape[1]:
         if _takes_groups(varlen_attn):
             groups = {"enable_gqa": True}

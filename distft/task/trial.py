@@ -101,7 +101,7 @@ def _own(module: Tried, document: Tensor) -> Tensor:
 
 def made_up(model: PreTrainedModel) -> list[Tensor]:
     """Token ids of a few short documents, spread over the middle of the vocabulary."""
-    device, vocabulary = next(model.parameters()).device, model.get_input_embeddings().num_embeddings
+    device, vocabulary = next(model.parameters()).device, model.config.get_text_config().vocab_size
     low, high = vocabulary // 8, vocabulary // 2
     total = sum(LENGTHS)
     ids = low + torch.arange(total, device=device) * 7919 % max(1, high - low)

@@ -36,7 +36,7 @@ def _within_options(model: PreTrainedModel, modules: list[str], options: dict[st
     parameters = [name for name, _ in model.named_parameters()]
     for name, value in options.items():
         key = f"adapter.options.{name}"
-        entries = [value] if isinstance(value, str | int) else value or []
+        entries: list[Any] = [value] if isinstance(value, str | int) else list(value or [])
         if name == "target_parameters":
             yield from _unmatched(key, entries, parameters, _is_suffix)
         elif name in ("exclude_modules", "feedforward_modules"):
