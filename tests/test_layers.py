@@ -18,7 +18,7 @@ ARROWS = {
     "config.checks": {"config", "config.keys", "config.sections"},
     "config.reading": {"config", "config.checks", "config.keys"},
     "data": {"config", "runtime"},
-    "model": {"config", "runtime"},
+    "model": {"config", "config.keys", "runtime"},
     "task": {"config", "data", "model", "runtime"},
     "engine": {"config", "data", "model", "runtime", "task"},
     "run": {"config", "config.keys", "config.reading", "engine", "model", "runtime"},

@@ -4,6 +4,7 @@ Whether layers carry a state from one document to the next, whether attention is
 its values: families answer in too many ways to read it off a config. So the model is asked.
 """
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,6 +18,8 @@ from distft.data.loader import Batch
 from distft.errors import ConfigError
 from distft.model import attention, isolation, packed
 from distft.model.isolation import Way
+
+logger = logging.getLogger(__name__)
 
 LENGTHS = (14, 6, 9)
 SAME = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
@@ -78,6 +81,9 @@ def settle(module: Tried, rows: list[Tensor] | None = None) -> Settled:
         elif not max(differs, moves) <= SAME[module.compute]:  # NaN is not near
             passed_over[str(way)] = f"off by {differs:.1e}, and a changed token moves others by {moves:.1e}"
         else:
+            if passed_over:
+                told = "; ".join(f"not by {other}: {why}" for other, why in passed_over.items())
+                logger.warning("documents of a %s are run by %s (%s)", base.config.model_type, way, told)
             return Settled(way, differs, moves, passed_over)
     told = "; ".join(f"{way}: {why}" for way, why in passed_over.items())
     raise ConfigError(

@@ -35,8 +35,10 @@ def _modules(modules: list[str], config: schema.Lora | schema.Peft) -> Iterator[
 def _within_options(model: PreTrainedModel, modules: list[str], options: dict[str, Any]) -> Iterator[str]:
     parameters = [name for name, _ in model.named_parameters()]
     for name, value in options.items():
+        if value is None:
+            continue
         key = f"adapter.options.{name}"
-        entries: list[Any] = [value] if isinstance(value, str | int) else list(value or [])
+        entries: list[Any] = list(value) if isinstance(value, list | tuple | set | dict) else [value]
         if name == "target_parameters":
             yield from _unmatched(key, entries, parameters, _is_suffix)
         elif name in ("exclude_modules", "feedforward_modules"):
