@@ -15,7 +15,9 @@ def own_implementation(model: nn.Module) -> Literal["sdpa", "eager"]:
     the one in its own file only.
     """
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    return "sdpa" if all(part._supports_sdpa for part in parts) else "eager"
+    # In older releases some are said to support sdpa that caps no scores (seen: Gemma 2 on 5.16).
+    caps = any(getattr(part.config, "attn_logit_softcapping", None) for part in parts)
+    return "eager" if caps or not all(part._supports_sdpa for part in parts) else "sdpa"
 
 
 @contextmanager

@@ -65,7 +65,7 @@ KINDS = {
     "hyperclovax": {"logits_scaling": 0.25},
     "modernbert-decoder": {"local_attention": 6, "global_attn_every_n_layers": 2},
 }
-"""Families that carry a state over tokens, compute attention themselves or give it more, or have a head of their own."""
+"""They carry a state over tokens, compute attention themselves or give it more, or have a head of their own."""
 DOCUMENTS = [7, 3, 9, 1]
 
 
