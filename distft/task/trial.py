@@ -79,7 +79,8 @@ def settle(module: Tried, rows: list[Tensor] | None = None) -> Settled:
         if unmet:
             passed_over[str(way)] = unmet[0]
         elif not max(differs, moves) <= SAME[module.compute]:  # NaN is not near
-            passed_over[str(way)] = f"off by {differs:.1e}, and a changed token moves others by {moves:.1e}"
+            moved = "" if math.isnan(moves) else f", and a changed token moves others by {moves:.1e}"
+            passed_over[str(way)] = f"its outputs are off by {differs:.1e}{moved}"
         else:
             if passed_over:
                 told = "; ".join(f"not by {other}: {why}" for other, why in passed_over.items())
@@ -115,6 +116,7 @@ def made_up(model: PreTrainedModel) -> list[Tensor]:
 
 
 def _distances(module: Tried, documents: list[Tensor], expected: list[Tensor]) -> tuple[float, float]:
+    """`differs` and `moves` of `Settled`; NaN for what was not looked at any more."""
     lengths = [len(document) for document in documents]
     measure = _furthest if module.compute == torch.float32 else _far
     made = module.made(as_batch(documents)).split(lengths)

@@ -31,7 +31,9 @@ class Model(Section):
     gradient_checkpointing: Literal["none", "full", "selective"] = "none"
     """Recompute in the backward pass: nothing; each block; only what lies between a block's attention and matmuls."""
     attention: Literal["auto", "varlen", "sdpa", "eager", "flash_attention_2", "flex_attention"] = "auto"
-    """`auto`: `flash_attention_2` on a GPU where it is installed, else `varlen` (SDPA by document)."""
+    """`auto`: `flash_attention_2` on a GPU where it is installed, else `varlen` (SDPA by document). Before the first
+    batch each is compared with the model's own forward pass on documents alone; where it differs the next one is taken,
+    and said: at last each document in a row of its own, padded."""
     trust_remote_code: bool = False
     """Run the model's own Python code; only with `revision` set to a 40-hex commit."""
 
